@@ -1,0 +1,48 @@
+# onetrip: `make demo` and `make test` need nothing but python3, its venv module, make and a package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py $(wildcard proxy/*.py proxy/codec/h1*.py proxy/codec/semantics.py routing/*.py)  # what is compiled
+
+.PHONY: demo test lint types unit bench load clean help
+
+help:            ## list what can be made
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/.base: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.test: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $(VENV)/.base $@
+
+$(VENV)/.lab: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lab]'
+	touch $@
+
+demo: $(VENV)/.base  ## three regions, a WAN, the proxy and live traffic on this machine
+	$(BIN)/onetrip demo $(ARGS)
+
+test: lint types unit  ## lint, type-check, run every test
+
+lint: $(VENV)/.test  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test  ## mypy --strict
+	$(BIN)/mypy
+
+unit: $(VENV)/.test  ## pytest
+	$(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/.lab  ## CPU per request beside Envoy, HAProxy and nginx
+	$(BIN)/python -m loadtests.cpu $(ARGS)
+
+load: $(VENV)/.lab  ## Locust against the lab
+	$(BIN)/locust -f loadtests/locustfile.py $(ARGS)
+
+clean:           ## remove what was built
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""The WAN lab, load scenarios, and the comparison with peers."""

@@ -1,0 +1,1 @@
+"""onetrip's sockets, clocks and files: the proxy itself."""

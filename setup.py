@@ -1,0 +1,61 @@
+"""Compiles the hot path with mypyc (https://mypyc.readthedocs.io): the same typed Python, as an extension module.
+
+A request then costs about 40 % of the interpreter's time (docs/architecture.md, "Compiled or not"). Without a C compiler, or with
+ONETRIP_PURE=1, the package installs and works as plain Python.
+"""
+
+import os
+import shutil
+import sysconfig
+
+from setuptools import setup
+
+HOT_PATH = [
+    "proxy/access_line.py",
+    "proxy/attempt.py",
+    "proxy/client.py",
+    "proxy/codec/h1.py",
+    "proxy/codec/h1_base.py",
+    "proxy/codec/h1_chunked.py",
+    "proxy/codec/h1_client.py",
+    "proxy/codec/h1_head.py",
+    "proxy/codec/h1_request.py",
+    "proxy/codec/h1_response.py",
+    "proxy/codec/h1_server.py",
+    "proxy/codec/semantics.py",
+    "proxy/exchange.py",
+    "proxy/forward.py",
+    "proxy/listener.py",
+    "proxy/message.py",
+    "proxy/pool.py",
+    "proxy/tcp.py",
+    "proxy/timers.py",
+    "proxy/turn.py",
+    "routing/balancer.py",
+    "routing/choice.py",
+    "routing/drain.py",
+    "routing/hedge.py",
+    "routing/latency.py",
+    "routing/outlier.py",
+    "routing/region.py",
+    "routing/state.py",
+    "routing/table.py",
+]
+
+
+def extensions():
+    """The compiled modules; none where they can't be built."""
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    header = os.path.join(sysconfig.get_path("include"), "Python.h")
+    if os.environ.get("ONETRIP_PURE") or shutil.which(compiler) is None or not os.path.exists(header):
+        return []
+    from mypyc.build import mypycify
+
+    options = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent", "--allow-untyped-decorators"]
+    found = mypycify([*options, *HOT_PATH], opt_level="3", debug_level="0", group_name="onetrip")
+    for extension in found:
+        extension.optional = True  # a compiler that fails leaves plain Python
+    return found
+
+
+setup(ext_modules=extensions())

@@ -1,0 +1,1 @@
+"""TLS as a sans-I/O layer, and the sessions that outlive connections."""
