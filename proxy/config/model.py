@@ -1,0 +1,257 @@
+"""The config as one frozen value: listeners, upstreams, and the program's own settings.
+
+`Config` is what `load_config` gives: every default filled in, every route with the values that it inherits.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from .places import ListenAddress, LogFile, LogPath, Network, ReadableFile, SecretValue, WritableFile
+from .sections import HedgeSection, OrOff, RetrySection, Section, TimeoutsSection, UpstreamSection
+from .units import Address
+from .values import (
+    TOKEN,
+    Duration,
+    Flag,
+    Name,
+    PositiveDuration,
+    PositiveSize,
+    Share,
+    Size,
+    Workers,
+    text,
+    whole,
+    words,
+)
+
+if TYPE_CHECKING:
+    import routing.model as route_model
+
+
+def _host_meant(given: str) -> str:
+    return given.partition("://")[2].partition("/")[0] if "://" in given else given.partition(":")[0]
+
+
+HostPattern = Annotated[
+    str,
+    text(
+        r"^(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?$|^\[[0-9A-Fa-f:.]+\]$",
+        "a host name without a port, or *.domain",
+        _host_meant,
+    ),
+]
+PathPattern = Annotated[
+    str,
+    text(r"^=?/[^\s?#]*$", "a path prefix such as /v1/, or =/path for exactly that one", lambda given: f"/{given}"),
+]
+Method = Annotated[str, text(r"^[!#$%&'*+.^_`|~0-9A-Z-]+$", "a method in capitals such as GET", str.upper)]
+HeaderName = Annotated[str, text(f"^{TOKEN}$", "the name of a header")]
+HeaderValue = Annotated[str, text(r"^[^\r\n\x00]*$", "the value of a header")]
+Url = Annotated[str, text(r"^https?://[^\s/]+(?:/\S*)?$", "a URL such as http://127.0.0.1:4318")]
+
+
+class Certificate(Section):
+    """A certificate chain and its key, in PEM."""
+
+    certificate: ReadableFile = Field(description="The certificate and its intermediates.", examples=["edge.pem"])
+    key: ReadableFile = Field(description="Its private key.", examples=["edge.key"])
+
+
+class ListenerTls(Section):
+    """TLS termination."""
+
+    certificates: tuple[Certificate, ...] = Field(
+        min_length=1, description="Chosen by the client's server name (else the first); reloaded when the files change."
+    )
+    client_ca: ReadableFile | None = Field(
+        default=None,
+        description="Clients need a certificate that one of these authorities signed.",
+        examples=["clients.pem"],
+    )
+    early_data: Flag = Field(default=False, description="Accept 0-RTT from clients (safe methods only).")
+    min_version: Annotated[Literal["1.2", "1.3"], words("1.2", "1.3")] = Field(
+        default="1.2", description="The oldest TLS version accepted: `1.2` or `1.3`."
+    )
+
+
+class MatchSection(Section):
+    """What a request must look like; a key that is not named fits any."""
+
+    host: HostPattern | None = Field(
+        default=None,
+        description="Host (server name on TLS and `sni` listeners), or `*.domain` for every name below it.",
+        examples=['"*.example.com"'],
+    )
+    path: PathPattern = Field(
+        default="/", description="Prefix of the path, or `=` and the exact path.", examples=["=/login"]
+    )
+    methods: tuple[Method, ...] = Field(default=(), description="Any of these methods.", examples=["[GET, HEAD]"])
+    headers: dict[HeaderName, HeaderValue] = Field(
+        default={}, description="Headers that must be there with exactly these values.", examples=["{x-tier: gold}"]
+    )
+
+
+class RouteSection(Section):
+    """Where matching requests go. What a route overrides is merged into its upstream's settings, key by key."""
+
+    match: MatchSection = Field(default_factory=MatchSection, description="What a request must look like. Absent: any.")
+    upstream: Name = Field(description="Name of the upstream.", examples=["payments"])
+    timeout: PositiveDuration | None = Field(
+        default=None, description="Overrides `timeouts.total`, and caps `timeouts.response`.", examples=["10s"]
+    )
+    timeouts: TimeoutsSection | None = Field(
+        default=None, description="Overrides the upstream's, key by key.", examples=["{idle: 10m}"]
+    )
+    retry: Annotated[RetrySection | Literal["off"] | None, OrOff(RetrySection, "off")] = Field(
+        default=None,
+        description="Overrides the upstream's, key by key; or `off`.",
+        examples=["{idempotency_key: true}"],
+    )
+    hedge: Annotated[HedgeSection | Literal["off"] | None, OrOff(HedgeSection, "off")] = Field(
+        default=None, description="Overrides the upstream's, key by key; or `off`.", examples=["off"]
+    )
+    early_data: Flag | None = Field(
+        default=None, description="Overrides the upstream's `tls.early_data`.", examples=["false"]
+    )
+
+
+class ListenerSection(Section):
+    """An address that takes connections."""
+
+    name: Name = Field(
+        default="", description="Unique; stands in metrics and logs. Absent: the address.", examples=["api"]
+    )
+    address: ListenAddress = Field(
+        description="`host:port`, `[v6]:port` or `unix:/path`. Port 0: any free one.", examples=["127.0.0.1:8080"]
+    )
+    protocol: Annotated[Literal["http", "tcp", "sni"], words("http", "tcp", "sni")] = Field(
+        default="http",
+        description="`http` (HTTP/1.1, h2c, WebSocket, gRPC), `tcp`, or `sni` (TLS passed through by server name).",
+    )
+    tls: ListenerTls | None = Field(default=None, description="Terminate TLS. Absent: plaintext.")
+    http3: Flag = Field(default=False, description="With `tls`: also listen on UDP, and announce it by `alt-svc`.")
+    proxy_protocol: Flag = Field(
+        default=False, description="Connections start with a PROXY header, version 1 or 2; others are refused."
+    )
+    trusted: tuple[Network, ...] = Field(
+        default=(ip_network("127.0.0.0/8"), ip_network("::1/128")),
+        description="Clients whose `x-forwarded-*` are kept and extended, and who may ask for `onetrip-debug`.",
+    )
+    fast_open: Flag = Field(default=False, description="Accept data in a connection's first packet (TCP Fast Open).")
+    upstream: Name | None = Field(
+        default=None, description="Everything goes to this upstream. Either this or `routes`.", examples=["payments"]
+    )
+    routes: tuple[RouteSection, ...] | None = Field(
+        default=None, min_length=1, description="Where requests go, by what they look like. Either this or `upstream`."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, written: Any) -> Any:
+        if isinstance(written, dict) and "name" not in written and isinstance(written.get("address"), str):
+            return {**written, "name": str(written["address"])}
+        return written
+
+
+class SessionsSection(Section):
+    """TLS sessions that survive a restart."""
+
+    path: WritableFile = Field(description="The store's file.", examples=["/var/lib/onetrip/sessions.db"])
+    key: SecretValue = Field(description="What it is encrypted with.", examples=["env:ONETRIP_SESSION_KEY"])
+
+
+class FleetSection(Section):
+    """Region states shared with other proxies."""
+
+    etcd: tuple[Url, ...] = Field(min_length=1, description="etcd's endpoints.", examples=['["https://etcd-1:2379"]'])
+    name: Name = Field(description="Which fleet this is.", examples=["prod"])
+    quorum: Annotated[int, whole(1, 1000)] = Field(default=3, description="Proxies that must agree on a drain.")
+
+
+class AdminSection(Section):
+    """The admin endpoints."""
+
+    address: ListenAddress = Field(
+        default=Address("127.0.0.1", 9900),
+        description="`host:port`, `[v6]:port` or `unix:/path`. Port 0: any free one.",
+    )
+    token: SecretValue | None = Field(
+        default=None, description="Asked for as `Authorization: Bearer`.", examples=["env:ONETRIP_ADMIN_TOKEN"]
+    )
+
+
+class AccessLogSection(Section):
+    """One line per request."""
+
+    path: LogFile = Field(default=LogPath(), description="A file, or `-` for standard output.", examples=["access.log"])
+    format: Annotated[Literal["json"], words("json")] = Field(default="json", description="`json`.")
+    sample: Share = Field(default=1.0, description="Share of the requests that are logged.")
+
+
+class TracingSection(Section):
+    """Spans by OpenTelemetry."""
+
+    otlp: Url = Field(description="OTLP over HTTP: where spans go.", examples=["http://127.0.0.1:4318"])
+
+
+class LimitsSection(Section):
+    """Bounds on what clients may ask for."""
+
+    header_bytes: PositiveSize = Field(default=65536, description="A request's head; more is 431.")
+    headers: Annotated[int, whole(1, 10_000)] = Field(
+        default=128, description="A request's header fields; more is 431."
+    )
+    body_bytes: Size = Field(default=0, description="A request's body; more is 413. 0: no bound.")
+    connections: Annotated[int, whole(1, 10_000_000)] = Field(default=20000, description="Client connections at once.")
+    header_timeout: PositiveDuration = Field(default=10.0, description="For a whole head to arrive; later is 408.")
+
+
+class ShutdownSection(Section):
+    """What SIGTERM does."""
+
+    settle: Duration = Field(default=0.0, description="Still accepting but not ready, so that load balancers notice.")
+    deadline: Duration = Field(default=30.0, description="For open connections to finish, before they are cut.")
+
+
+class Config(Section):
+    """Everything. `routing` and `routes` give it as the values that `routing/` decides over."""
+
+    listeners: tuple[ListenerSection, ...] = Field(min_length=1, description="Addresses that take connections.")
+    upstreams: dict[Name, UpstreamSection] = Field(min_length=1, description="By name: services and their regions.")
+    sessions: SessionsSection | None = Field(
+        default=None, description="TLS sessions that survive a restart. Absent: they are kept in memory only."
+    )
+    fleet: FleetSection | None = Field(
+        default=None, description="Region states shared with other proxies. Absent: this proxy decides alone."
+    )
+    admin: AdminSection = Field(default_factory=AdminSection, description="The admin endpoints.")
+    access_log: Annotated[AccessLogSection | None, OrOff(AccessLogSection)] = Field(
+        default_factory=AccessLogSection, description="One line per request; or `off`."
+    )
+    tracing: TracingSection | None = Field(default=None, description="Spans by OpenTelemetry. Absent: none.")
+    workers: Workers = Field(default=1, description="Processes; `auto`: one per core.")
+    limits: LimitsSection = Field(default_factory=LimitsSection, description="Bounds on what clients may ask for.")
+    shutdown: ShutdownSection = Field(default_factory=ShutdownSection, description="What SIGTERM does.")
+
+    def routing(self, upstream: str) -> route_model.Upstream:
+        """An upstream as routing sees it. KeyError where there is none of that name."""
+        from .routing import upstream_value  # noqa: PLC0415 (it imports this module)
+
+        return upstream_value(upstream, self.upstreams[upstream])
+
+    def routes(self, listener: ListenerSection | str) -> tuple[route_model.Route, ...]:
+        """A listener's routes in the file's order, each with its effective values. KeyError for an unknown name."""
+        from .routing import route_values  # noqa: PLC0415 (it imports this module)
+
+        return route_values(self, self.listener(listener) if isinstance(listener, str) else listener)
+
+    def listener(self, name: str) -> ListenerSection:
+        """The listener of that name. KeyError where there is none."""
+        for one in self.listeners:
+            if one.name == name:
+                return one
+        raise KeyError(name)
