@@ -103,6 +103,19 @@ class Codec(ABC):
         """Body bytes have left our buffers: give the peer credit for as many."""
 
     @abstractmethod
+    def tick(self) -> None:
+        """A second has passed: allowances against floods are renewed."""
+
+    @abstractmethod
+    def ping(self, payload: bytes) -> None:
+        """Ask the peer for a sign of life (8 bytes, echoed in `PingAcknowledged`); h1 has none."""
+
+    @property
+    @abstractmethod
+    def stream_limit(self) -> int:
+        """Client role: how many requests the peer takes at once."""
+
+    @abstractmethod
     def drain(self) -> None:
         """Take no new requests: GOAWAY, or `connection: close` on the next head."""
 

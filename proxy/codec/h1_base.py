@@ -282,6 +282,17 @@ class H1Connection(Codec):
         """The unfinished head took too long (server role)."""
         raise NotImplementedError
 
+    def tick(self) -> None:
+        """h1 counts nothing over time."""
+
+    def ping(self, payload: bytes) -> None:
+        """h1 has no ping."""
+
+    @property
+    def stream_limit(self) -> int:
+        """One request at a time."""
+        return 1
+
     @property
     def send_eof(self) -> bool:
         """True: our side of a tunnel is over. Shut down writing once `data_to_send` has been written; the peer may

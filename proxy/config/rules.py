@@ -22,7 +22,6 @@ NOT_AVAILABLE: dict[str, str] = {
     "listeners[].tls.early_data": "early_data is not available in this version",
     "listeners[].fast_open": "fast_open is not available in this version",
     "listeners[].routes[].early_data": "early_data is not available in this version",
-    "upstreams.*.protocol=h2": "h2 is not available in this version",
     "upstreams.*.protocol=h3": "h3 is not available in this version",
     "upstreams.*.tls.early_data": "early_data is not available in this version",
     "upstreams.*.fast_open": "fast_open is not available in this version",

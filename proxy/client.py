@@ -1,0 +1,336 @@
+"""A connection to an endpoint: dialled by its pool, lent to attempts, given back.
+
+CONNECTING ── handshake done ──> READY <──> BUSY ──> CLOSED
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from time import monotonic
+from typing import TYPE_CHECKING, Final, cast
+
+from tlscache.engine import State as TLSState
+
+from .errors import Kind, ProxyError
+from .tcp import WRITE_HIGH_WATER, Connection, ConnectionStream, socket_of, tcp_info
+
+_PING: Final = b"onetrip!"
+
+if TYPE_CHECKING:
+    from tlscache.engine import TLSEngine
+
+    from .errors import ProxyError as Error
+    from .message import HeadersReceived, HeadRefused
+    from .pool import Pool
+    from .stream import StreamHandler
+    from .turn import Turn
+
+
+class State(Enum):
+    """Where a connection to an endpoint stands."""
+
+    CONNECTING = "connecting"
+    READY = "ready"
+    BUSY = "busy"
+    CLOSED = "closed"
+
+
+# As constants: an attribute of an Enum class costs the hot path a look-up each time.
+_CONNECTING: Final = State.CONNECTING
+_READY: Final = State.READY
+_BUSY: Final = State.BUSY
+_CLOSED: Final = State.CLOSED
+_TLS_OPEN: Final = TLSState.OPEN
+_TLS_HANDSHAKING: Final = TLSState.HANDSHAKING
+
+
+class ClientConnection(Connection):
+    """The upstream role. `seconds` are what its dial took: (dns, tcp, tls)."""
+
+    __slots__ = (
+        "_handshaking_since",
+        "busy_since",
+        "bytes_sent",
+        "expires",
+        "handshake",
+        "idle_since",
+        "ping_since",
+        "pinged_at",
+        "pool",
+        "ready",
+        "request_offset",
+        "seconds",
+        "state",
+        "uses",
+    )
+
+    def __init__(self, turn: Turn, pool: Pool, engine: TLSEngine | None) -> None:
+        super().__init__(turn)
+        self.pool = pool
+        self.engine = engine
+        self.state = _CONNECTING
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.handshake = "plain"
+        self.seconds = (0.0, 0.0, 0.0)
+        self.uses = 0
+        self.idle_since = 0.0
+        self.expires = 0.0
+        self.busy_since = 0.0  # the oldest time at which its open requests can have begun
+        self.ping_since = 0.0  # a PING is out since then; 0.0: none
+        self.pinged_at = monotonic()
+        self.bytes_sent = 0
+        self.request_offset = 0
+        self._handshaking_since = 0.0
+
+    def __repr__(self) -> str:
+        where = self.pool.target.endpoint
+        return f"<ClientConnection to {where} {self.state.value} uses={self.uses} streams={len(self.streams)}>"
+
+    # -- opening -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is connected: shake hands, or be ready."""
+        transport = cast("asyncio.Transport", transport)
+        self.transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
+        self._handshaking_since = monotonic()
+        engine = self.engine
+        if engine is None:
+            self._become_ready(b"")
+            return
+        engine.start()
+        data = engine.data_to_send()
+        if data:
+            transport.write(data)
+
+    def _become_ready(self, alpn: bytes) -> None:
+        self.codec = self.pool.new_codec(alpn)
+        if self.codec.multiplexed:
+            self.touch()  # the preface
+        now = monotonic()
+        self.seconds = (self.seconds[0], self.seconds[1], now - self._handshaking_since)
+        self.state = _READY
+        self.idle_since = now
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def _advance_handshake(self, engine: TLSEngine) -> None:
+        transport = self.transport
+        if transport is None:
+            return
+        data = engine.data_to_send()
+        if data:
+            transport.write(data)
+        if engine.state is _TLS_OPEN:
+            self.handshake = "resumed" if engine.resumed else "full"
+            self._become_ready(engine.alpn)
+        elif engine.state is not _TLS_HANDSHAKING:
+            self._fail_opening(self.pool.tls_error(engine))
+
+    def _fail_opening(self, error: Error) -> None:
+        self.state = _CLOSED
+        if not self.ready.done():
+            self.ready.set_exception(error)
+        self.abort()
+
+    # -- bytes -------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the origin."""
+        turn = self.turn
+        turn.depth += 1
+        turn.now = monotonic()
+        try:
+            engine = self.engine
+            if engine is not None:
+                data = engine.receive(data)
+                if self.state is _CONNECTING:
+                    self._advance_handshake(engine)
+                    if self.state is _CONNECTING:
+                        return
+                if engine.tickets:
+                    self.pool.keep_tickets(engine)
+            if data and self.state is not _CLOSED:
+                codec = self.codec
+                self.deliver(codec.receive(data))
+                if codec.reading is self.read_paused or codec.multiplexed or codec.closing:
+                    self.after_receive()
+            if engine is not None and engine.state is not _TLS_OPEN and self.state is not _CLOSED:
+                self._tls_ended(engine)
+        finally:
+            turn.depth -= 1
+            if turn.dirty and not turn.depth:
+                turn.flush()
+
+    def _tls_ended(self, engine: TLSEngine) -> None:
+        if engine.error is not None:
+            self.fail_streams(ProxyError(Kind.TLS, f"{self.pool.target.endpoint}: {engine.error}"))
+        else:
+            self.deliver(self.codec.receive_eof())  # close_notify: the origin's orderly end
+        self.retire()
+
+    def eof_received(self) -> bool:
+        """The origin will send no more. False: the transport closes itself."""
+        self.turn.begin()
+        try:
+            if self.state is _CONNECTING:
+                what = "closed the connection during the TLS handshake" if self.engine else "closed the connection"
+                self._fail_opening(ProxyError(Kind.TLS, f"{self.pool.target.endpoint} {what}", unprocessed=True))
+                return False
+            engine = self.engine
+            if engine is not None:
+                engine.receive_eof()
+                if engine.truncated:
+                    self._end_truncated()
+                    return False
+            if self.streams and self._request_unread():
+                self.fail_streams(
+                    ProxyError(
+                        Kind.TERMINATED,
+                        "the connection closed while idle, before the request arrived",
+                        unprocessed=True,
+                    )
+                )
+            self.deliver(self.codec.receive_eof())
+            self.retire()
+        finally:
+            self.turn.end()
+        return False
+
+    def _end_truncated(self) -> None:
+        unprocessed = self._request_unread()
+        self.fail_streams(
+            ProxyError(Kind.TERMINATED, "the connection ended without TLS close_notify", unprocessed=unprocessed)
+        )
+        self.retire()
+
+    def _request_unread(self) -> bool:
+        """Whether the origin's kernel had not acknowledged any byte of the open request when it said that it closes.
+
+        Its FIN carries the number of the last byte it had received: a request beyond that was never read, and any
+        method may be sent again. The SYN counts as one acknowledged byte.
+        """
+        if self.transport is None or self.codec.multiplexed:
+            return False
+        _, _, acked = tcp_info(socket_of(self.transport))
+        return 0 < acked <= self.request_offset + 1
+
+    def flush(self) -> None:
+        """As `Connection.flush`, counting bytes."""
+        self.dirty = False
+        transport = self.transport
+        if transport is None or self.state is _CONNECTING:
+            return
+        codec = self.codec
+        data = codec.data_to_send()
+        engine = self.engine
+        if engine is not None:
+            if data:
+                engine.send(data)
+            data = engine.data_to_send()
+        if data:
+            self.bytes_sent += len(data)
+            transport.write(data)
+        if codec.closing:
+            self.retire()
+            return
+        if codec.send_eof:
+            self.shut_down_writing()
+        if codec.reading is self.read_paused:
+            self.adjust_reading()
+
+    def probe_path(self, now: float, every_s: float, dead_after_s: float) -> bool:
+        """A PING now and then. False: the last one was not answered in time, the path is dead."""
+        if self.ping_since:
+            return now - self.ping_since < dead_after_s
+        if now - self.pinged_at >= every_s:
+            self.pinged_at = self.ping_since = now
+            self.codec.ping(_PING)
+            self.touch()
+        return True
+
+    def on_ping(self, payload: bytes) -> None:
+        """The origin answered a PING: its round trip."""
+        if payload == _PING and self.ping_since:
+            rtt_s, self.ping_since = monotonic() - self.ping_since, 0.0
+            self.pool.on_round_trip(rtt_s)
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def open(self, handler: StreamHandler) -> ConnectionStream:
+        """Start a request."""
+        stream_id = self.codec.open_stream()
+        stream = ConnectionStream(self, stream_id, handler)
+        self.streams[stream_id] = stream
+        self.uses += 1
+        if len(self.streams) == 1:
+            self.busy_since = self.turn.now
+        self.request_offset = self.bytes_sent
+        return stream
+
+    def stream_done(self, stream: ConnectionStream) -> None:
+        """A request ended: back to the pool, or away."""
+        if self.state is _BUSY or self.state is _READY:
+            codec = self.codec
+            if codec.closing:
+                self.retire_after_flush()
+            elif codec.can_open:
+                self.pool.release(self)
+            elif codec.multiplexed and not self.streams and self not in self.pool.shared:
+                self.retire_after_flush()  # withdrawn (GOAWAY, age), and its last request has ended
+
+    def on_request(self, event: HeadersReceived | HeadRefused) -> None:
+        """A response on a stream that we gave up: nobody waits for it."""
+
+    def on_goaway(self) -> None:
+        """The origin drains this connection: finish what is open, take nothing new."""
+        self.pool.withdraw(self)
+        if not self.streams:
+            self.retire_after_flush()
+
+    def on_failed(self, error: Error) -> None:
+        """The codec can't go on."""
+        self.fail_streams(error)
+        self.retire_after_flush()
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def retire_after_flush(self) -> None:
+        """Leave the pool now; the socket closes once what is buffered has gone."""
+        self._leave()
+        self.touch()
+
+    def retire(self) -> None:
+        """Leave the pool and close. Bytes that the origin does not take are of no use to anybody any more."""
+        self._leave()
+        if self.transport is not None and self.transport.get_write_buffer_size():
+            self.abort()
+        else:
+            self.close()
+
+    def give_up(self, error: Error) -> None:
+        """The path is dead: end its requests now, and the socket with it."""
+        self.turn.begin()
+        self.fail_streams(error)
+        self._leave()
+        self.abort()
+        self.turn.end()
+
+    def _leave(self) -> None:
+        if self.state is not _CLOSED:
+            self.state = _CLOSED
+            self.pool.lost(self)
+
+    def close_gracefully(self) -> None:
+        """The codec says that this connection is finished."""
+        self.retire()
+
+    def on_lost(self, exc: Exception | None) -> None:
+        """The socket is gone."""
+        if self.state is _CONNECTING:
+            text = f"{self.pool.target.endpoint}: {exc or 'closed the connection during the handshake'}"
+            kind = Kind.TLS if self.engine is not None else Kind.TERMINATED
+            self._fail_opening(ProxyError(kind, text, unprocessed=True))
+        else:
+            self._leave()

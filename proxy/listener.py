@@ -1,0 +1,597 @@
+"""A listening socket for HTTP, and the client connections that it accepts.
+
+A connection begins with what the listener asks for, in this order: a PROXY header, a TLS handshake, then the HTTP
+version (ALPN, or the HTTP/2 preface). Then each request becomes an `Exchange`.
+
+    PRELUDE ──> OPEN ──> LINGERING ──> closed
+
+Time: `header_timeout` from the first byte of anything unfinished that comes before a request (PROXY header,
+handshake, head); `IDLE_S` between requests. LINGERING: our last answer has been sent and our side shut down; what the
+client still sends is read and dropped for a while, because closing on unread bytes would make the kernel reset the
+connection and destroy the answer (RFC 9112 section 9.6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from email.utils import formatdate
+from enum import Enum
+from ipaddress import ip_address
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+
+from routing.table import RouteTable
+from tlscache.engine import State as TLSState
+from tlscache.engine import TLSEngine
+
+from .access_line import access_line
+from .codec.h1 import H1Limits, H1ServerCodec
+from .codec.h2 import H2Limits, H2ServerCodec
+from .codec.proxy_protocol import NotProxyProtocol, ProxyProtocolReader
+from .errors import Kind, ProxyError
+from .exchange import Exchange
+from .forward import Hop
+from .message import HeadersReceived, HeadRefused, RequestHead, ResponseHead
+from .metrics import ListenerCounters
+from .tcp import WRITE_HIGH_WATER, Connection, ConnectionStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from ipaddress import IPv4Network, IPv6Network
+
+    from routing.hedge import Budget
+    from routing.model import Route
+    from tlscache.context import ServerContext
+
+    from .access_log import AccessLog
+    from .metrics import Snapshot
+    from .stream import Codec
+    from .timers import Timed, Timers
+    from .turn import Turn
+    from .upstream import UpstreamRuntime
+
+IDLE_S: Final = 300.0
+LINGER_S: Final = 2.0
+LINGER_BYTES: Final = 4 * 1024 * 1024
+PROBE_AFTER_S: Final = 0.5
+H2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+class State(Enum):
+    """Where a client connection stands."""
+
+    PRELUDE = "prelude"
+    OPEN = "open"
+    LINGERING = "lingering"
+    CLOSED = "closed"
+
+
+# As constants: an attribute of an Enum class costs the hot path a look-up each time.
+_PRELUDE: Final = State.PRELUDE
+_OPEN: Final = State.OPEN
+_LINGERING: Final = State.LINGERING
+_CLOSED: Final = State.CLOSED
+_TLS_OPEN: Final = TLSState.OPEN
+_TLS_CLOSED: Final = TLSState.CLOSED
+
+
+class ServerConnection(Connection):
+    """The downstream role."""
+
+    __slots__ = (
+        "client",
+        "half_closed",
+        "head_since",
+        "hop",
+        "idle_since",
+        "lingered",
+        "listener",
+        "log_start",
+        "peer_port",
+        "prelude",
+        "proxy_header",
+        "state",
+        "timer_bucket",
+    )
+
+    hop: Hop
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(listener.turn)
+        self.listener = listener
+        self.state = _PRELUDE
+        self.timer_bucket: set[Timed] | None = None
+        self.client = ""
+        self.log_start = b""
+        self.idle_since = 0.0
+        self.head_since = 0.0
+        self.lingered = 0
+        self.half_closed = 0.0
+        self.prelude = b""
+        self.proxy_header: ProxyProtocolReader | None = None
+
+    def __repr__(self) -> str:
+        return f"<ServerConnection from {self.client} {self.state.value} streams={len(self.streams)}>"
+
+    # -- opening -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
+        transport = cast("asyncio.Transport", transport)
+        self.transport = transport
+        listener = self.listener
+        counters = listener.counters
+        counters.accepted += 1
+        counters.connections += 1
+        listener.connections.add(self)
+        if len(listener.connections) > listener.connection_limit or listener.stopping:
+            counters.refused += 1
+            self.state = _CLOSED
+            if listener.tls is None and not listener.stopping:
+                transport.write(_OVERLOADED)
+            transport.close()
+            return
+        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
+        peer = transport.get_extra_info("peername")
+        self._set_client(peer[0] if isinstance(peer, tuple) and peer else "")
+        now = self.head_since = self.idle_since = self.turn.now
+        if listener.proxy_protocol:
+            self.proxy_header = ProxyProtocolReader()
+        if listener.tls is not None:
+            self.engine = TLSEngine(listener.tls)
+        listener.timers.set(self, now + listener.header_timeout, now)
+
+    def _set_client(self, address: str) -> None:
+        listener = self.listener
+        self.client = address or "unix"
+        self.log_start = msgspec.json.encode({"listener": listener.name, "client": self.client})[1:-1]
+        proto = b"https" if listener.tls is not None else b"http"
+        self.hop = Hop(address.encode() or b"unknown", proto, listener.via_name, listener.trusts(address))
+
+    def _open(self, codec: Codec) -> None:
+        self.codec = codec
+        self.state = _OPEN
+        if self.listener.draining:
+            codec.drain()
+
+    # -- bytes -------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        turn = self.turn
+        turn.depth += 1
+        turn.now = monotonic()
+        try:
+            engine = self.engine
+            if engine is not None and self.proxy_header is None:
+                data = engine.receive(data)
+                if engine.state is not _TLS_OPEN:
+                    self._drive_tls(engine)
+            if self.state is _OPEN:
+                if data:
+                    self._receive(data)
+            elif self.state is _LINGERING:
+                self._discard(len(data))
+            elif self.state is _PRELUDE:
+                self._read_prelude(data)
+            if engine is not None and engine.state is _TLS_CLOSED and self.state is _OPEN:
+                self._client_sends_no_more()
+        finally:
+            turn.depth -= 1
+            if turn.dirty and not turn.depth:
+                turn.flush()
+
+    def _receive(self, data: bytes) -> None:
+        codec = self.codec
+        if not self.streams and not self.head_since:
+            self.head_since = -1.0  # a head begins; the time is taken only if it stays unfinished
+        self.deliver(codec.receive(data))
+        if self.streams:
+            self.head_since = 0.0
+        elif self.head_since < 0.0:
+            self._wait_for_head()
+        if codec.reading is self.read_paused or codec.multiplexed or codec.closing:
+            self.after_receive()
+
+    def _wait_for_head(self) -> None:
+        """Nothing is open after bytes came: a request was answered at once, or a head is unfinished."""
+        self.head_since = 0.0
+        if self.state is _OPEN and not self.codec.closing and self.codec.partial:
+            now = self.head_since = monotonic()
+            self.listener.timers.set(self, now + self.listener.header_timeout, now)
+
+    def _read_prelude(self, data: bytes) -> None:
+        """PROXY header, TLS handshake, or the first plaintext bytes."""
+        reader = self.proxy_header
+        if reader is not None:
+            found = reader.receive(data)
+            if found is None:
+                return
+            if isinstance(found, NotProxyProtocol):
+                self.listener.log.warning(
+                    "proxy_header_refused", listener=self.listener.name, client=self.client, reason=found.details
+                )
+                self._end_now()
+                return
+            self.proxy_header = None
+            if found.source is not None:
+                self._set_client(found.source[0])
+            data = reader.rest
+            if self.engine is not None:
+                if data:
+                    self.data_received(data)
+                return
+        engine = self.engine
+        if engine is not None:
+            if engine.state is _TLS_OPEN:
+                self._open(self.listener.codec_for(engine.alpn))
+                if data:
+                    self._receive(data)
+            return
+        self.prelude += data
+        if H2_PREFACE.startswith(self.prelude[: len(H2_PREFACE)]) and len(self.prelude) < len(H2_PREFACE):
+            return  # may still become HTTP/2 with prior knowledge
+        data, self.prelude = self.prelude, b""
+        if data:
+            self._open(self.listener.codec_for(b"h2" if data.startswith(H2_PREFACE) else b""))
+            self._receive(data)
+
+    def _drive_tls(self, engine: TLSEngine) -> None:
+        transport = self.transport
+        data = engine.data_to_send()
+        if data and transport is not None:
+            transport.write(data)
+        if engine.state is TLSState.FAILED:
+            if self.state is _PRELUDE:
+                self.listener.counters.tls_failures += 1
+                self.listener.log.info(
+                    "tls_handshake_failed", listener=self.listener.name, client=self.client, reason=str(engine.error)
+                )
+            self.fail_streams(ProxyError(Kind.CLIENT_LEFT, f"TLS with the client failed: {engine.error}"))
+            self._end_now()
+
+    def eof_received(self) -> bool:
+        """The client will send no more. True: what it asked for is still answered (half-close)."""
+        self.turn.begin()
+        try:
+            engine = self.engine
+            if self.state is not _OPEN:
+                return False
+            if engine is not None:
+                engine.receive_eof()
+                if engine.truncated and self.streams:
+                    self.fail_streams(
+                        ProxyError(Kind.CLIENT_LEFT, "the client's connection ended without TLS close_notify")
+                    )
+                    self._end_now()
+                    return False
+            return self._client_sends_no_more()
+        finally:
+            self.turn.end()
+
+    def _client_sends_no_more(self) -> bool:
+        if self.half_closed:
+            return bool(self.streams)
+        now = self.half_closed = monotonic()
+        self.deliver(self.codec.receive_eof())
+        if self.codec.pending:
+            self.deliver(self.codec.receive(b""))
+        if not self.streams:
+            self.touch()
+            if not self.codec.closing:
+                self._end_now()
+            return False
+        self.listener.timers.set(self, now + PROBE_AFTER_S, now)
+        return True
+
+    def _discard(self, size: int) -> None:
+        self.lingered += size
+        if self.lingered > LINGER_BYTES:
+            self._end_now()
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def on_request(self, event: HeadersReceived | HeadRefused) -> None:
+        """A request's head arrived, or one that can't be accepted."""
+        listener = self.listener
+        exchange = listener.new_exchange(listener, self)
+        stream = ConnectionStream(self, event.stream_id, exchange)
+        exchange.stream = stream
+        self.streams[event.stream_id] = stream
+        if isinstance(event, HeadersReceived):
+            if event.end:
+                stream.received_end = True
+            head = cast("RequestHead", event.head)
+            if self.engine is not None:
+                head.scheme = b"https"
+            exchange.on_headers(head, event.end)
+        else:
+            exchange.head = event.head or RequestHead(b"-", b"-", b"", [], {})
+            exchange.hop_trusted = False
+            listener.counters.in_flight += 1
+            exchange.refuse(event.error)
+
+    def stream_done(self, stream: ConnectionStream) -> None:
+        """A request was answered."""
+        if not self.streams:
+            self.idle_since = self.turn.now
+            self.touch()  # closing, or a pipelined request: `flush` sees to it
+
+    # -- time --------------------------------------------------------------------------------------
+
+    def on_timer(self, now: float) -> None:
+        """The connection's one timer: whatever it was set for, look at what is due."""
+        listener = self.listener
+        if self.state is _PRELUDE:
+            self._end_slow()
+        elif self.state is _LINGERING:
+            self._end_now()
+        elif self.state is _OPEN:
+            if self.half_closed and self.streams:
+                self._probe_half_closed(now)
+            elif self.streams:
+                listener.timers.set(self, now + IDLE_S, now)
+            elif self.head_since > 0.0 and now >= self.head_since + listener.header_timeout:
+                self._end_slow()
+            elif now >= self.idle_since + IDLE_S:
+                self.codec.drain()
+                self._end_now()
+            else:
+                due = self.idle_since + IDLE_S
+                if self.head_since > 0.0:
+                    due = min(due, self.head_since + listener.header_timeout)
+                listener.timers.set(self, due, now)
+
+    def _probe_half_closed(self, now: float) -> None:
+        """A client that shut down its side either waits for the answer or is gone; TCP tells only by what a write
+        meets.
+
+        An interim response, which every HTTP/1.1 client has to accept (RFC 9110 section 15.2), is that write: a
+        client that is gone answers with a reset, and its request is cancelled upstream.
+        """
+        stream = next(iter(self.streams.values()))
+        handler = stream.handler
+        if (
+            isinstance(handler, Exchange)
+            and not handler.status
+            and not self.codec.multiplexed
+            and handler.head.version == b"1.1"
+        ):
+            stream.send_headers(ResponseHead(102, [], {}, reason=b"Processing"), False)
+            self.listener.timers.set(self, now + 2.0, now)
+
+    def _end_slow(self) -> None:
+        """A head (or handshake) that did not come in time."""
+        if self.state is _OPEN:
+            text = f"no complete request head within {self.listener.header_timeout:g} s"
+            self.deliver(self.codec.expire(ProxyError(Kind.SLOW_REQUEST, text)))
+        else:
+            self._end_now()
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Take no new requests."""
+        if self.state is _OPEN:
+            self.codec.drain()
+            self.touch()
+        elif self.state is _PRELUDE and self.engine is None and not self.prelude and self.proxy_header is None:
+            self._end_now()
+
+    def close_gracefully(self) -> None:
+        """The last answer has been written: shut down our side, then read on until the client has closed too."""
+        if self.state in (_LINGERING, _CLOSED):
+            return
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if self.half_closed:
+            self.state = _CLOSED
+            self.close()
+            return
+        self.state = _LINGERING
+        self.shut_down_writing()
+        if self.read_paused:
+            self.read_paused = False
+            transport.resume_reading()
+        now = monotonic()
+        self.listener.timers.set(self, now + LINGER_S, now)
+
+    def _end_now(self) -> None:
+        self.state = _CLOSED
+        transport = self.transport
+        if transport is not None and transport.get_write_buffer_size():
+            self.abort()
+        else:
+            self.close()
+
+    def on_lost(self, exc: Exception | None) -> None:
+        """The socket is gone."""
+        self.state = _CLOSED
+        listener = self.listener
+        listener.timers.cancel(self)
+        if self in listener.connections:
+            listener.connections.discard(self)
+            listener.counters.connections -= 1
+            if listener.draining and not listener.connections:
+                listener.drained.set()
+
+
+_OVERLOADED: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\nconnection: close\r\n"
+    b'proxy-status: onetrip; error=connection_limit_reached; details="limits.connections is reached"\r\n\r\n'
+)
+
+
+class Listener:
+    """One HTTP listener of one worker: its routes, its connections, and what it counts."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        turn: Turn,
+        timers: Timers,
+        access_log: AccessLog,
+        log: Any,
+        limits: H1Limits,
+        header_timeout: float,
+        connection_limit: int,
+        tls: ServerContext | None = None,
+        proxy_protocol: bool = False,
+        trusted: tuple[IPv4Network | IPv6Network, ...] = (),
+        via_name: bytes = b"onetrip",
+        new_exchange: Callable[[Listener, ServerConnection], Any] = Exchange,
+    ) -> None:
+        self.name = name
+        self.turn = turn
+        self.timers = timers
+        self.access_log = access_log
+        self.log = log
+        self.limits = limits
+        self.header_timeout = header_timeout
+        self.connection_limit = connection_limit
+        self.tls = tls
+        self.proxy_protocol = proxy_protocol
+        self.trusted = trusted
+        self.via_name = via_name
+        self.new_exchange = new_exchange  # who handles a request: an Exchange, or the admin's own
+        self.counters = ListenerCounters()
+        self.connections: set[ServerConnection] = set()
+        self.table: RouteTable = RouteTable(())
+        self.upstreams: dict[str, UpstreamRuntime] = {}
+        self.budgets: dict[int, Budget] = {}
+        self._routes: tuple[Route, ...] = ()
+        self.servers: list[asyncio.Server] = []
+        self.stopping = False
+        self.draining = False
+        self.drained = asyncio.Event()
+        self._date = (0, b"")
+        self._log_time = (0, "")
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.name}: {len(self.connections)} connections>"
+
+    def route(self, routes: tuple[Route, ...], upstreams: dict[str, UpstreamRuntime]) -> None:
+        """Swap in a new configuration's routes; requests under way keep theirs."""
+        now = self.turn.now
+        self.table = RouteTable(routes)
+        self.upstreams = upstreams
+        self.budgets = {id(r): upstreams[r.upstream].balancer.budget(r.hedge, r.retry, now) for r in routes}
+        self._routes = routes  # keeps the ids valid
+        for name in {route.upstream for route in routes}:
+            upstreams[name].open_pools()
+
+    def codec_for(self, alpn: bytes) -> Codec:
+        """The codec that ALPN, or the first bytes, asked for."""
+        limits = self.limits
+        if alpn == b"h2":
+            return H2ServerCodec(
+                H2Limits(header_bytes=limits.header_bytes, headers=limits.headers, body_bytes=limits.body_bytes)
+            )
+        return H1ServerCodec(limits)
+
+    def tick(self) -> None:
+        """Once a second: what codecs count over time."""
+        for connection in self.connections:
+            if connection.state is _OPEN and connection.codec.multiplexed:
+                connection.codec.tick()
+
+    def trusts(self, address: str) -> bool:
+        """Whether a client's own claims (`x-forwarded-*`, `onetrip-debug`) count. A Unix socket's do."""
+        if not address:
+            return True
+        ip = ip_address(address.partition("%")[0])
+        return any(ip in network for network in self.trusted)
+
+    def no_route(self, head: RequestHead) -> ProxyError:
+        """The 404's text."""
+        host, path = head.authority.decode("latin-1"), head.target.decode("latin-1")
+        method = head.method.decode("latin-1")
+        return ProxyError(Kind.NO_ROUTE, f"no route of listener {self.name} matches {method} {host}{path[:200]}")
+
+    def date(self) -> bytes:
+        """The `date` field's value (RFC 9110 section 6.6.1), made once a second."""
+        now = int(monotonic())
+        if now != self._date[0]:
+            self._date = (now, formatdate(usegmt=True).encode())
+        return self._date[1]
+
+    def adopt(self, fresh: Listener) -> None:
+        """A reload changed this listener's settings: new requests and connections follow them."""
+        self.access_log = fresh.access_log
+        self.limits = fresh.limits
+        self.header_timeout = fresh.header_timeout
+        self.connection_limit = fresh.connection_limit
+        self.tls = fresh.tls
+        self.proxy_protocol = fresh.proxy_protocol
+        self.trusted = fresh.trusted
+
+    # -- the record of a request -------------------------------------------------------------------
+
+    def record(self, exchange: Exchange, now: float) -> None:
+        """A request ended: count and log it."""
+        counters = self.counters
+        counters.in_flight -= 1
+        codes = counters.codes
+        status = exchange.status
+        codes[status] = codes.get(status, 0) + 1
+        counters.duration.observe(now - exchange.started)
+        log = self.access_log
+        if log.enabled:
+            log.add(access_line(exchange, now), exchange.error is not None)
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def accept(self) -> Any:
+        """The protocol factory. (Any: a compiled class can't inherit from asyncio.Protocol; it has its methods.)"""
+        return ServerConnection(self)
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket. Idempotent."""
+        for server in self.servers:
+            server.close()
+        self.servers.clear()
+
+    def drain(self) -> None:
+        """Finish what is open, take nothing new."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+        if not self.connections:
+            self.drained.set()
+
+    def abort(self) -> int:
+        """Cut what is still open. Returns how many connections that was."""
+        left = len(self.connections)
+        for connection in list(self.connections):
+            connection.abort()
+        return left
+
+    # -- questions ---------------------------------------------------------------------------------
+
+    def export(self, snapshot: Snapshot) -> None:
+        """This listener's samples."""
+        counters = self.counters
+        for code, count in counters.codes.items():
+            snapshot.add("requests", count, listener=self.name, code=str(code))
+        snapshot.add_histogram("request_duration_seconds", counters.duration, listener=self.name)
+        snapshot.add("requests_in_flight", counters.in_flight, listener=self.name)
+        snapshot.add("connections_open", counters.connections, side="downstream", listener=self.name)
+        snapshot.add("connections_accepted", counters.accepted, listener=self.name)
+        snapshot.add("connections_refused", counters.refused, listener=self.name)
+        snapshot.add("tls_handshake_failures", counters.tls_failures, listener=self.name)
+
+    def status(self) -> dict[str, Any]:
+        """For `/status`."""
+        counters = self.counters
+        return {
+            "name": self.name,
+            "protocol": "http",
+            "connections": counters.connections,
+            "requests_in_flight": counters.in_flight,
+            "requests": sum(counters.codes.values()),
+            "draining": self.draining,
+        }

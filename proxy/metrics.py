@@ -1,0 +1,231 @@
+"""Counters as plain attributes and arrays on the hot path, and what `/metrics` makes of them.
+
+The hot path adds to an int or a list cell; no lock, no label look-up. A scrape walks the live objects once and builds
+samples, which add up across workers (`merge`) and are rendered by prometheus-client through a custom collector.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import generate_latest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
+_LE: Final = (*(f"{bound:g}" if bound % 1 else f"{bound:.1f}" for bound in BUCKETS_S), "+Inf")
+HANDSHAKES: Final = ("full", "resumed", "early", "plain")
+
+
+class Histogram:
+    """Durations in seconds, in the buckets `BUCKETS_S`."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.total += seconds
+
+
+class ListenerCounters:
+    """What a listener counts. `codes` by status; `in_flight` and `connections` are gauges."""
+
+    __slots__ = ("accepted", "codes", "connections", "duration", "in_flight", "refused", "sent_bytes", "tls_failures")
+
+    def __init__(self) -> None:
+        self.codes: dict[int, int] = {}
+        self.duration = Histogram()
+        self.in_flight = 0
+        self.connections = 0
+        self.accepted = 0
+        self.refused = 0
+        self.tls_failures = 0
+        self.sent_bytes = 0
+
+
+class PoolCounters:
+    """What a pool counts."""
+
+    __slots__ = ("dial_failures", "dns", "opened", "reused", "tcp", "tls")
+
+    def __init__(self) -> None:
+        self.opened = dict.fromkeys(HANDSHAKES, 0)
+        self.reused = 0
+        self.dial_failures = 0
+        self.dns = Histogram()
+        self.tcp = Histogram()
+        self.tls = Histogram()
+
+    def observe_phases(self, seconds: tuple[float, float, float]) -> None:
+        """What a dial took: (dns, tcp, tls)."""
+        self.dns.observe(seconds[0])
+        self.tcp.observe(seconds[1])
+        self.tls.observe(seconds[2])
+
+
+class UpstreamCounters:
+    """What an upstream counts. `retries` by (reason, result), `hedges` by result."""
+
+    __slots__ = ("drains", "hedges", "latency", "retries")
+
+    def __init__(self, regions: Iterable[str]) -> None:
+        self.latency = {region: Histogram() for region in regions}
+        self.hedges = {"won": 0, "lost": 0, "denied": 0}
+        self.retries: dict[tuple[str, str], int] = {}
+        self.drains: dict[tuple[str, str], int] = {}
+
+    def retry(self, reason: str, result: str) -> None:
+        """Count a retry, or that it was denied."""
+        key = (reason, result)
+        self.retries[key] = self.retries.get(key, 0) + 1
+
+
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+
+FAMILIES: Final[dict[str, tuple[str, str]]] = {
+    "requests": ("counter", "Requests answered, by status."),
+    "request_duration_seconds": ("histogram", "Seconds from a request's arrival to the end of its response."),
+    "upstream_request_duration_seconds": ("histogram", "Seconds from sending an attempt to its response head."),
+    "requests_in_flight": ("gauge", "Requests under way."),
+    "connections_open": ("gauge", "Open connections, by side."),
+    "connections_accepted": ("counter", "Client connections accepted."),
+    "connections_refused": ("counter", "Client connections refused at a limit."),
+    "tls_handshake_failures": ("counter", "TLS handshakes with clients that failed."),
+    "upstream_connections_opened": ("counter", "Connections opened to endpoints, by handshake."),
+    "upstream_connections_reused": ("counter", "Requests that found a connection ready."),
+    "upstream_dial_failures": ("counter", "Connections to endpoints that could not be opened."),
+    "upstream_handshake_seconds": ("histogram", "Seconds of a dial, by phase."),
+    "upstream_pool_idle": ("gauge", "Connections ready for a request."),
+    "tls_sessions_stored": ("gauge", "TLS sessions held."),
+    "tls_sessions": ("counter", "TLS sessions, by what became of them."),
+    "hedges": ("counter", "Hedged attempts, by result."),
+    "retries": ("counter", "Retries, by reason and result."),
+    "region_weight": ("gauge", "A region's share of new requests."),
+    "region_latency_seconds": ("gauge", "A region's latency: round trip and service time."),
+    "region_state": ("gauge", "0 healthy, 1 suspect, 2 drained, 3 probing, 4 ramping."),
+    "region_drains": ("counter", "Drains, by cause."),
+    "endpoint_ejected": ("gauge", "1 while an endpoint is ejected."),
+    "config_reloads": ("counter", "Reloads of the configuration, by result."),
+    "tunnel_bytes": ("counter", "Bytes carried by L4 connections, by direction."),
+    "tunnel_connections": ("counter", "L4 connections, by result."),
+    "access_log_dropped": ("counter", "Access-log lines lost because the log could not keep up."),
+    "worker_restarts": ("counter", "Workers restarted after they died."),
+    "build_info": ("gauge", "The version that runs."),
+}
+"""Name (without prefix; counters get `_total`), type and help of every metric."""
+
+AS_IS: Final = frozenset(("region_state", "build_info", "region_weight", "region_latency_seconds", "endpoint_ejected"))
+"""Gauges that do not add up across workers: the largest stands for all."""
+
+
+class Snapshot:
+    """Samples of one process: scalar values and histograms by name and labels. JSON-able, so that workers can hand them
+    over.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, dict[Labels, float]] = {}
+        self.histograms: dict[str, dict[Labels, tuple[list[int], float]]] = {}
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        """Add to a counter or gauge."""
+        series = self.values.setdefault(name, {})
+        key = tuple(labels.items())
+        series[key] = series.get(key, 0.0) + value
+
+    def add_histogram(self, name: str, histogram: Histogram, **labels: str) -> None:
+        """Add a histogram's counts."""
+        series = self.histograms.setdefault(name, {})
+        key = tuple(labels.items())
+        counts, total = series.get(key, ([0] * len(histogram.counts), 0.0))
+        series[key] = ([a + b for a, b in zip(counts, histogram.counts, strict=True)], total + histogram.total)
+
+    def merge(self, other: Snapshot) -> None:
+        """Add another process's samples."""
+        for name, series in other.values.items():
+            mine = self.values.setdefault(name, {})
+            for key, value in series.items():
+                if name in AS_IS:
+                    mine[key] = max(mine.get(key, value), value)
+                else:
+                    mine[key] = mine.get(key, 0.0) + value
+        for name, histograms in other.histograms.items():
+            mine_h = self.histograms.setdefault(name, {})
+            for key, (counts, total) in histograms.items():
+                before, sum_before = mine_h.get(key, ([0] * len(counts), 0.0))
+                mine_h[key] = ([a + b for a, b in zip(before, counts, strict=True)], sum_before + total)
+
+    def to_json(self) -> dict[str, Any]:
+        """A form that survives JSON."""
+        return {
+            "values": {n: [[list(map(list, k)), v] for k, v in s.items()] for n, s in self.values.items()},
+            "histograms": {
+                n: [[list(map(list, k)), c, t] for k, (c, t) in s.items()] for n, s in self.histograms.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, form: dict[str, Any]) -> Snapshot:
+        """The reverse of `to_json`."""
+        snapshot = cls()
+        for name, series in form["values"].items():
+            snapshot.values[name] = {tuple((a, b) for a, b in key): value for key, value in series}
+        for name, series in form["histograms"].items():
+            snapshot.histograms[name] = {
+                tuple((a, b) for a, b in key): (counts, total) for key, counts, total in series
+            }
+        return snapshot
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+        """As prometheus-client's families (its collector interface)."""
+        for name, (kind, help_text) in FAMILIES.items():
+            full = f"onetrip_{name}"
+            if kind == "histogram":
+                yield _histogram_family(full, help_text, self.histograms.get(name, {}))
+                continue
+            series = self.values.get(name, {})
+            names = _label_names(series)
+            family = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(full, help_text, labels=names)
+            for key, value in series.items():
+                labels = dict(key)
+                family.add_metric([labels.get(label, "") for label in names], value)
+            yield family
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        return generate_latest(registry)
+
+
+def _label_names(series: dict[Labels, Any]) -> list[str]:
+    names: dict[str, None] = {}
+    for key in series:
+        for name, _ in key:
+            names[name] = None
+    return list(names)
+
+
+def _histogram_family(
+    full: str, help_text: str, series: dict[Labels, tuple[list[int], float]]
+) -> HistogramMetricFamily:
+    names = _label_names(series)
+    family = HistogramMetricFamily(full, help_text, labels=names)
+    for key, (counts, total) in series.items():
+        labels = dict(key)
+        cumulative = 0
+        buckets = []
+        for bound, count in zip(_LE, counts, strict=True):
+            cumulative += count
+            buckets.append((bound, float(cumulative)))
+        family.add_metric([labels.get(label, "") for label in names], buckets, total)
+    return family

@@ -1,0 +1,432 @@
+"""Warm connections to one endpoint, and the attempts that wait for one.
+
+Rules:
+- `warm` connections stand ready from the start, beside those in use; one that is lent out, dies or grows old is
+  replaced before it is missed. While the number in use rises, the pool dials for where it will be when the dial is
+  done (`target_size`).
+- The youngest idle connection is used first (LIFO), so that the surplus of a burst grows old and goes.
+- An attempt that finds none waits for whichever comes first: a connection given back, or the new one.
+- Bounds: `max_connections` open or being dialled; `WAITERS_MAX` attempts waiting, beyond that POOL_FULL at once.
+- A failed dial fails one waiter (all, where nothing else could ever serve them). Refilling backs off; waiting
+  requests dial at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import deque
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+
+from .client import ClientConnection, State
+from .connect import SocketOptions, open_socket
+from .errors import Kind, ProxyError
+from .metrics import PoolCounters
+from .tcp import socket_of, tcp_info
+
+if TYPE_CHECKING:
+    from routing.balancer import EndpointState
+    from tlscache.engine import TLSEngine
+
+    from .attempt import Attempt
+    from .metrics import Snapshot
+    from .stream import Codec
+    from .upstream import UpstreamRuntime
+
+WAITERS_MAX: Final = 4096
+BACKOFF_MIN_S: Final = 0.1
+BACKOFF_MAX_S: Final = 5.0
+SWEEP_S: Final = 1.0
+SHARED_FULL: Final = 0.8
+"""A multiplexed connection with this share of its streams in use counts as full."""
+_RISE_SMOOTHING: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """How many connections, and how long they live. Seconds; `max_age_s` gets 10 % of jitter, so that no two pools
+    redial together.
+    """
+
+    warm: int = 2
+    max_connections: int = 128
+    max_age_s: float = 1800.0
+    idle_s: float = 60.0
+    keepalive_s: float = 15.0
+    connect_s: float = 2.0
+
+
+def target_size(busy: int, rise_per_s: float, dial_s: float, settings: PoolSettings) -> int:
+    """How many connections there should be, busy ones included.
+
+    What is in use, plus what will be in use once a dial started now is done (`rise_per_s` × `dial_s`), plus the warm
+    reserve.
+    """
+    ahead = math.ceil(max(0.0, rise_per_s) * dial_s)
+    return min(settings.max_connections, busy + ahead + settings.warm)
+
+
+class Pool:
+    """The connections to one endpoint, in one worker."""
+
+    def __init__(self, upstream: UpstreamRuntime, target: EndpointState, settings: PoolSettings) -> None:
+        self.upstream = upstream
+        self.target = target
+        self.settings = settings
+        names = {"upstream": upstream.name, "region": target.region.name, "endpoint": str(target.endpoint)}
+        self.log_target = msgspec.json.encode(names)[1:-1]  # as it stands in every line of the access log
+        self.limits = upstream.codec_limits
+        self.counters = PoolCounters()
+        self.idle: list[ClientConnection] = []
+        self.shared: list[ClientConnection] = []  # multiplexed ones, idle or in use, that take new streams
+        self.connections: set[ClientConnection] = set()  # every ready one
+        self.dialling = 0
+        self.waiters: deque[Attempt] = deque()
+        self.closed = False
+        self.last_error: ProxyError | None = None
+        self.first_round = 0  # initial dials still under way; readiness waits for zero
+        self.dial_s = 0.3
+        self._failures = 0
+        self._refill_at = 0.0
+        self._rise_per_s = 0.0
+        self._busy_before = 0
+        self._ticked = monotonic()
+        self._swept = self._ticked
+
+    def __repr__(self) -> str:
+        return (
+            f"<Pool {self.target.endpoint}: {len(self.idle)} idle, {self.busy} busy, {self.dialling} dialling, "
+            f"{len(self.waiters)} waiting>"
+        )
+
+    @property
+    def busy(self) -> int:
+        """Connections that carry a request."""
+        return len(self.connections) - len(self.idle) - sum(1 for c in self.shared if not c.streams)
+
+    # -- lending -----------------------------------------------------------------------------------
+
+    def acquire(self, attempt: Attempt) -> None:
+        """Give the attempt a connection: at once where one is free, else when the next one is."""
+        idle = self.idle
+        if idle:
+            connection = idle.pop()
+            self.target.ready -= 1
+            connection.state = State.BUSY
+            if len(idle) < self.settings.warm:
+                self.refill()
+            attempt.on_connection(connection)
+            return
+        if self.shared and (shared := self._least_loaded()) is not None:
+            if len(shared.streams) >= shared.codec.stream_limit * SHARED_FULL:
+                self.refill()  # the next connection, ahead of the limit
+            attempt.on_connection(shared)
+            return
+        if self.closed or len(self.waiters) >= WAITERS_MAX:
+            attempt.on_no_connection(
+                ProxyError(
+                    Kind.POOL_FULL,
+                    f"{self.target.endpoint}: {len(self.waiters)} requests wait for a connection",
+                    unprocessed=True,
+                )
+            )
+            return
+        self.waiters.append(attempt)
+        if self.dialling < len(self.waiters) and len(self.connections) + self.dialling < self.settings.max_connections:
+            self._dial()
+
+    def _least_loaded(self) -> ClientConnection | None:
+        best: ClientConnection | None = None
+        for connection in self.shared:
+            if (best is None or len(connection.streams) < len(best.streams)) and connection.codec.can_open:
+                best = connection
+        return best
+
+    def release(self, connection: ClientConnection) -> None:
+        """A request ended, and its connection can carry another one."""
+        now = self.upstream.turn.now
+        if self.closed or now > connection.expires:
+            if not connection.streams:
+                connection.retire_after_flush()
+            return
+        waiters = self.waiters
+        while waiters:
+            attempt = waiters.popleft()
+            if attempt.waiting:
+                connection.state = State.BUSY
+                attempt.on_connection(connection)
+                if not connection.codec.multiplexed or not connection.codec.can_open:
+                    return
+        if connection.codec.multiplexed:
+            if connection not in self.shared:
+                self.shared.append(connection)
+                self.target.ready += 1
+        else:
+            connection.state = State.READY
+            connection.idle_since = now
+            self.idle.append(connection)
+            self.target.ready += 1
+
+    def withdraw(self, connection: ClientConnection) -> None:
+        """Take nothing new on this connection; what is open goes on."""
+        if connection in self.shared:
+            self.shared.remove(connection)
+            self.target.ready -= 1
+            self.refill()
+
+    def lost(self, connection: ClientConnection) -> None:
+        """A connection is gone (or going)."""
+        if connection not in self.connections:
+            return
+        self.connections.discard(connection)
+        if connection in self.idle:
+            self.idle.remove(connection)
+            self.target.ready -= 1
+            if connection.uses == 0 and monotonic() - connection.idle_since < 1.0:
+                self._back_off()  # an origin that hangs up on idle connections must not be dialled in a loop
+        if connection in self.shared:
+            self.shared.remove(connection)
+            self.target.ready -= 1
+        if not self.closed:
+            self.refill()
+            if self.waiters and self.dialling < len(self.waiters):
+                self._dial_for_waiters()
+
+    def forget(self, attempt: Attempt) -> None:
+        """The attempt no longer waits (its `waiting` is False already)."""
+        waiters = self.waiters
+        while waiters and not waiters[0].waiting:
+            waiters.popleft()
+        if len(waiters) > 64 and sum(1 for a in waiters if not a.waiting) * 2 > len(waiters):
+            self.waiters = deque(a for a in waiters if a.waiting)
+
+    # -- dialling ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Dial the warm connections; `first_round` falls to zero when each has succeeded or failed."""
+        for _ in range(min(self.settings.warm, self.settings.max_connections)):
+            self.first_round += 1
+            self._dial(first=True)
+
+    def refill(self) -> None:
+        """Dial what the target size asks for and is not under way yet."""
+        now = monotonic()
+        if self.closed or now < self._refill_at:
+            return
+        wanted = (
+            self._wanted_shared()
+            if self.shared
+            else target_size(self.busy, self._rise_per_s, self.dial_s, self.settings)
+        )
+        for _ in range(wanted - len(self.connections) - self.dialling):
+            self._dial()
+
+    def _wanted_shared(self) -> int:
+        """Multiplexed connections: the warm ones, and one more while all are near their limit of streams."""
+        full = all(len(c.streams) >= c.codec.stream_limit * SHARED_FULL for c in self.shared)
+        return min(self.settings.max_connections, max(1, self.settings.warm, len(self.connections) + 1 if full else 0))
+
+    def on_round_trip(self, seconds: float) -> None:
+        """A PING was answered."""
+        self.upstream.balancer.observe_rtt(self.target, monotonic(), seconds)
+
+    def _dial_for_waiters(self) -> None:
+        waiting = sum(1 for attempt in self.waiters if attempt.waiting)
+        room = self.settings.max_connections - len(self.connections) - self.dialling
+        for _ in range(min(room, waiting - self.dialling)):
+            self._dial()
+
+    def _dial(self, first: bool = False) -> None:
+        self.dialling += 1
+        self.upstream.background.start(self._run_dial(first), f"dial {self.target.endpoint}")
+
+    async def _run_dial(self, first: bool) -> None:
+        connection: ClientConnection | None = None
+        try:
+            async with asyncio.timeout(self.settings.connect_s):
+                connection = await self.connect()
+        except ProxyError as error:
+            self._dial_failed(error)
+        except TimeoutError:
+            text = f"{self.target.endpoint}: no connection within {self.settings.connect_s:g} s"
+            self._dial_failed(ProxyError(Kind.CONNECT_TIMEOUT, text, unprocessed=True))
+        finally:
+            self.dialling -= 1
+            if first:
+                self.first_round -= 1
+                self.upstream.on_warm_progress()
+        turn = self.upstream.turn
+        turn.begin()
+        try:
+            if connection is not None:
+                self._dialled(connection)
+            elif not self.closed:
+                self._fail_waiters()
+        finally:
+            turn.end()
+
+    async def connect(self) -> ClientConnection:
+        """A new connection, handshaken, not part of the pool. Raises ProxyError; the caller bounds the time."""
+        upstream = self.upstream
+        started = monotonic()
+        sock, dns_s, tcp_s = await open_socket(self.target.endpoint, upstream.resolver, upstream.socket_options)
+        upstream.balancer.observe_connect(self.target, monotonic(), True, tcp_s, "tcp")
+        engine = upstream.new_engine(self.target.endpoint)
+        connection = ClientConnection(upstream.turn, self, engine)
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: cast(Any, connection), sock=sock)
+            connection.seconds = (dns_s, tcp_s, 0.0)
+            await connection.ready
+        except asyncio.CancelledError:
+            connection.state = State.CLOSED
+            connection.abort()
+            raise
+        if engine is not None:
+            upstream.balancer.observe_connect(self.target, monotonic(), True, connection.seconds[2], "tls")
+        self.dial_s += 0.2 * (monotonic() - started - self.dial_s)
+        return connection
+
+    def adopt(self, connection: ClientConnection) -> None:
+        """A probe's connection is as good as any."""
+        self.upstream.turn.begin()
+        self._dialled(connection)
+        self.upstream.turn.end()
+
+    def _dialled(self, connection: ClientConnection) -> None:
+        now = monotonic()
+        self._failures = 0
+        self._refill_at = 0.0
+        self.last_error = None
+        self.counters.opened[connection.handshake] += 1
+        self.counters.observe_phases(connection.seconds)
+        connection.expires = now + self.settings.max_age_s * random.uniform(0.9, 1.0)
+        if connection.state is State.CLOSED or self.closed:
+            connection.abort()
+            return
+        self.connections.add(connection)
+        self.release(connection)
+
+    def _dial_failed(self, error: ProxyError) -> None:
+        self.last_error = error
+        self.counters.dial_failures += 1
+        phase = "tls" if error.kind in (Kind.TLS, Kind.CERTIFICATE) else "tcp"
+        self.upstream.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
+        self.upstream.on_dial_failed(self, error)
+        self._back_off()
+
+    def _back_off(self) -> None:
+        self._failures += 1
+        delay = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(self._failures - 1, 10))
+        self._refill_at = monotonic() + delay * random.uniform(0.5, 1.0)
+
+    def _fail_waiters(self) -> None:
+        error = self.last_error
+        assert error is not None
+        alone = not self.connections and not self.dialling
+        while self.waiters:
+            attempt = self.waiters.popleft()
+            if attempt.waiting:
+                attempt.on_no_connection(error)
+                if not alone:
+                    return
+
+    # -- upkeep ------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Every 100 ms or so: follow demand, refill, and once a second let go of what is old or surplus."""
+        busy = self.busy
+        elapsed = now - self._ticked
+        if elapsed > 0:
+            rise = (busy - self._busy_before) / elapsed
+            self._rise_per_s += _RISE_SMOOTHING * (rise - self._rise_per_s)
+        self._busy_before = busy
+        self._ticked = now
+        if now - self._swept >= SWEEP_S:
+            self._swept = now
+            self._sweep(now)
+        self.refill()
+
+    def _sweep(self, now: float) -> None:
+        for connection in [c for c in self.idle if now > c.expires]:
+            connection.retire_after_flush()
+        surplus = len(self.idle) - self.settings.warm
+        for connection in self.idle[: max(0, surplus)]:  # the oldest stand first
+            if now - connection.idle_since > self.settings.idle_s:
+                connection.retire_after_flush()
+        for connection in [c for c in self.shared if now > c.expires]:
+            self.withdraw(connection)
+            if not connection.streams:
+                connection.retire_after_flush()
+        spare = [c for c in self.shared if not c.streams]
+        for connection in spare[: max(0, len(spare) - max(1, self.settings.warm))]:
+            if now - connection.idle_since > self.settings.idle_s:
+                connection.retire_after_flush()
+
+    def measure_rtt(self, now: float) -> None:
+        """Tell routing the kernel's smoothed round-trip time of the freshest connection."""
+        connection = self.idle[-1] if self.idle else next(iter(self.connections), None)
+        if connection is not None and connection.transport is not None and not self.target.endpoint.path:
+            rtt_s, _, _ = tcp_info(socket_of(connection.transport))
+            if rtt_s:
+                self.upstream.balancer.observe_rtt(self.target, now, rtt_s)
+
+    def export(self, snapshot: Snapshot, upstream: str, now: float) -> None:
+        """This pool's samples."""
+        region = self.target.region.name
+        endpoint = str(self.target.endpoint)
+        counters = self.counters
+        for handshake, count in counters.opened.items():
+            snapshot.add("upstream_connections_opened", count, upstream=upstream, region=region, handshake=handshake)
+        snapshot.add("upstream_connections_reused", counters.reused, upstream=upstream, region=region)
+        snapshot.add("upstream_dial_failures", counters.dial_failures, upstream=upstream, region=region)
+        for phase in ("dns", "tcp", "tls"):
+            snapshot.add_histogram(
+                "upstream_handshake_seconds", getattr(counters, phase), upstream=upstream, region=region, phase=phase
+            )
+        snapshot.add(
+            "upstream_pool_idle", len(self.idle) + len(self.shared), upstream=upstream, region=region, endpoint=endpoint
+        )
+        snapshot.add("connections_open", len(self.connections), side="upstream", upstream=upstream)
+        ejected = now < self.target.ejected_until
+        snapshot.add("endpoint_ejected", float(ejected), upstream=upstream, region=region, endpoint=endpoint)
+
+    def drain(self) -> None:
+        """An operator moves traffic away: idle connections stay warm for the return, busy ones end."""
+        for connection in self.connections:
+            if connection.streams:
+                connection.expires = 0.0
+
+    def close(self) -> None:
+        """No more requests: idle connections close now, busy ones when their request is done."""
+        self.closed = True
+        for connection in list(self.idle):
+            connection.retire_after_flush()
+        for connection in list(self.shared):
+            self.withdraw(connection)
+            if not connection.streams:
+                connection.retire_after_flush()
+        error = ProxyError(Kind.STOPPING, "the proxy is stopping", unprocessed=True)
+        while self.waiters:
+            attempt = self.waiters.popleft()
+            if attempt.waiting:
+                attempt.on_no_connection(error)
+
+    def new_codec(self, alpn: bytes) -> Codec:
+        """The codec for a connection of this pool."""
+        return self.upstream.new_codec(alpn)
+
+    def keep_tickets(self, engine: TLSEngine) -> None:
+        """The origin sent session tickets."""
+        self.upstream.keep_tickets(self.target.endpoint, engine)
+
+    def tls_error(self, engine: TLSEngine) -> ProxyError:
+        """Why a handshake failed."""
+        return self.upstream.tls_error(self.target.endpoint, engine)
+
+
+__all__ = ["Pool", "PoolSettings", "SocketOptions", "target_size"]

@@ -1,0 +1,350 @@
+"""The program `onetrip serve`: one process, or a supervisor and its workers.
+
+This is where everything is wired: config, sockets, TLS contexts, workers, admin, signals.
+
+    SIGTERM, SIGINT  not ready, settle, stop accepting, drain until the deadline (a second one: stop at once)
+    SIGHUP           read the config again; a faulty one is refused and the running one stays
+    SIGUSR2          start the new program on the same sockets, and drain once it is ready
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import uvloop
+
+from tlscache.certificates import ContextError
+
+from . import sockets as listening
+from .admin import Admin
+from .backend import answer
+from .config import Config, ConfigError, diff, effective_yaml, load_config
+from .connect import Background
+from .timers import Timers
+from .turn import Turn
+from .worker import Worker, server_contexts
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_CUT: Final = 3
+SUCCESSOR_WAIT_S: Final = 60.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def configure_log() -> Any:
+    """The program's own log: JSON lines on standard error, or coloured text on a terminal."""
+    terminal = sys.stderr.isatty()
+    renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    return structlog.get_logger()
+
+
+def tune_process() -> None:
+    """Once per process, before traffic.
+
+    Requests make no reference cycles, so the collector only ever walks what lives long: it is told to leave the
+    start-up's objects alone and to look rarely. glibc otherwise maps and unmaps memory for every 256 KiB read.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 22)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 23)
+
+
+class Program:
+    """What one process and a supervisor have in common: the config's life, admin, signals, the end."""
+
+    def __init__(self, path: str, config: Config, sockets: dict[str, socket.socket], log: Any) -> None:
+        self.path = path
+        self.config = config
+        self.sockets = sockets
+        self.log = log
+        self.stopping = False
+        self.exit_code = EXIT_OK
+        self._reloads = {"ok": 0, "refused": 0}
+        self._done: asyncio.Event
+        self._drains: asyncio.Task[None] | None = None
+        self.background: Background
+        self.admin: Admin
+
+    # -- what the two kinds do differently ---------------------------------------------------------
+
+    async def ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
+        """See `Backend.ask`."""
+        raise NotImplementedError
+
+    async def start_workers(self) -> None:
+        """Begin to accept."""
+        raise NotImplementedError
+
+    async def wait_ready(self) -> None:
+        """Until the workers are ready."""
+        raise NotImplementedError
+
+    async def apply(self, config: Config, fresh: dict[str, socket.socket]) -> list[str]:
+        """Swap in a config; `fresh` are sockets that it needs and did not have. Raises before anything changed."""
+        raise NotImplementedError
+
+    async def drain_workers(self, settle_s: float, deadline_s: float) -> int:
+        """Drain; how many connections were cut."""
+        raise NotImplementedError
+
+    def restarts(self) -> int:
+        """How often a worker had to be restarted."""
+        return 0
+
+    # -- Backend -----------------------------------------------------------------------------------
+
+    def reloads(self) -> dict[str, int]:
+        """Reloads so far, by result."""
+        return self._reloads
+
+    def config_yaml(self) -> str:
+        """The config in use."""
+        return effective_yaml(self.config)
+
+    async def reload(self) -> dict[str, Any]:
+        """SIGHUP, and POST /reload."""
+        try:
+            config = load_config(self.path)
+            change = diff(self.config, config)
+            wanted = (*change.listeners_added, *change.listeners_rebound)
+            fresh: dict[str, socket.socket] = {}
+            try:
+                for name in wanted:
+                    listener = config.listener(name)
+                    fresh[name] = listening.bind(listener.address, listener.fast_open)
+                restart = await self.apply(config, fresh)
+            except BaseException:
+                listening.close_all(fresh.values())
+                raise
+        except ConfigError as error:
+            return self._refused([str(fault) for fault in error.faults])
+        except (OSError, ContextError) as error:
+            return self._refused([str(error)])
+        for name in (*change.listeners_removed, *change.listeners_rebound):
+            self.sockets.pop(name).close()
+        self.sockets |= fresh
+        self.config = config
+        self._reloads["ok"] += 1
+        self.log.info("config_reloaded", path=self.path, changed=bool(change), needs_restart=restart)
+        return {"reloaded": True, "restart": restart, "faults": []}
+
+    def _refused(self, faults: list[str]) -> dict[str, Any]:
+        self._reloads["refused"] += 1
+        self.log.error("config_refused", path=self.path, faults=faults, kept="the running config")
+        return {"reloaded": False, "restart": [], "faults": faults}
+
+    # -- running -----------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serve until a signal ends it. Returns the exit code."""
+        self._done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.background = Background(lambda name, error: self.log.error("task_failed", task=name, error=repr(error)))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._in_background, self._reload_quietly, "reload")
+        loop.add_signal_handler(signal.SIGUSR2, self._in_background, self._hand_over, "hand over")
+        await self.start_workers()
+        await self._start_admin(loop)
+        self.log.info(
+            "listening",
+            pid=os.getpid(),
+            listeners={one.name: _bound(self.sockets[one.name]) for one in self.config.listeners},
+            admin=_bound(self.sockets[listening.ADMIN]),
+        )
+        self.background.start(self._announce_ready(), "announce ready")
+        await self._done.wait()
+        await self.background.close()
+        return self.exit_code
+
+    async def _announce_ready(self) -> None:
+        await self.wait_ready()
+        listening.tell_predecessor()
+        listening.notify_systemd("READY=1", f"MAINPID={os.getpid()}")
+
+    async def _start_admin(self, loop: asyncio.AbstractEventLoop) -> None:
+        turn = Turn(loop)
+        token = self.config.admin.token
+        self.admin = Admin(
+            self,
+            token.value if token is not None else None,
+            turn=turn,
+            timers=Timers(loop, turn),
+            background=self.background,
+            log=self.log,
+            restarts=self.restarts,
+        )
+        server = await loop.create_server(self.admin.listener.accept, sock=self.sockets[listening.ADMIN].dup())
+        self.admin.listener.servers.append(server)
+
+    def _in_background(self, what: Callable[[], Any], name: str) -> None:
+        self.background.start(what(), name)
+
+    async def _reload_quietly(self) -> None:
+        await self.reload()
+
+    # -- stopping ----------------------------------------------------------------------------------
+
+    def _on_stop(self) -> None:
+        if self.stopping:
+            self.log.warning("stopping_at_once")
+            self.exit_code = EXIT_CUT
+            self.stop_now()
+            self._done.set()
+            return
+        self.log.info("draining", settle_s=self.config.shutdown.settle, deadline_s=self.config.shutdown.deadline)
+        self._in_background(self.drain, "drain")
+
+    def stop_now(self) -> None:
+        """A second signal."""
+
+    async def drain(self) -> None:
+        """Stop for good: let what is open finish."""
+        if self.stopping:
+            return
+        self.stopping = True
+        listening.notify_systemd("STOPPING=1")
+        shutdown = self.config.shutdown
+        cut = await self.drain_workers(shutdown.settle, shutdown.deadline)
+        if cut:
+            self.exit_code = EXIT_CUT
+            self.log.warning("stopped", connections_cut=cut)
+        else:
+            self.log.info("stopped")
+        self.admin.listener.stop_accepting()
+        self._done.set()
+
+    async def _hand_over(self) -> None:
+        """SIGUSR2: the new program gets our sockets; once it is ready, we drain."""
+        if self.stopping:
+            return
+        read_fd, write_fd = os.pipe()
+        extra, fds = listening.environment_for(self.sockets, write_fd)
+        command = [sys.executable, "-m", "proxy.cli", "serve", self.path]
+        try:
+            successor = subprocess.Popen(command, pass_fds=fds, env={**os.environ, **extra})  # noqa: S603, ASYNC220 - ourselves
+        except OSError as error:
+            self.log.error("hand_over_failed", error=str(error), kept="this program goes on")
+            os.close(read_fd)
+            return
+        finally:
+            os.close(write_fd)
+        self.log.info("hand_over", successor=successor.pid)
+        ready = await _read_pipe(read_fd, SUCCESSOR_WAIT_S)
+        if not ready:
+            self.log.error("hand_over_failed", successor=successor.pid, kept="this program goes on")
+            successor.terminate()
+            return
+        listening.notify_systemd(f"MAINPID={successor.pid}")
+        await self.drain()
+
+
+async def _read_pipe(fd: int, seconds: float) -> bytes:
+    """What the other end writes; b"" where it closes, or takes too long."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    os.set_blocking(fd, False)
+    loop.add_reader(fd, readable.set)
+    try:
+        async with asyncio.timeout(seconds):
+            await readable.wait()
+        return os.read(fd, 64)
+    except (TimeoutError, OSError):
+        return b""
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+
+
+def _bound(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if not isinstance(name, tuple):
+        return f"unix:{name}"
+    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+
+class SingleProcess(Program):
+    """`workers: 1`: the worker and the admin endpoints share one event loop."""
+
+    worker: Worker
+
+    async def ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
+        """The worker answers directly."""
+        return [await answer(self.worker, question)]
+
+    async def start_workers(self) -> None:
+        """Begin to accept."""
+        self.worker = Worker(self.config, self.log)
+        await self.worker.start({name: sock.dup() for name, sock in self.sockets.items() if name != listening.ADMIN})
+        tune_process()
+
+    async def wait_ready(self) -> None:
+        """Until the pools are warm."""
+        await self.worker.ready.wait()
+
+    async def apply(self, config: Config, fresh: dict[str, socket.socket]) -> list[str]:
+        """Swap in a config."""
+        return await self.worker.reload(config, {name: sock.dup() for name, sock in fresh.items()})
+
+    async def drain_workers(self, settle_s: float, deadline_s: float) -> int:
+        """Drain the worker."""
+        cut = await self.worker.drain(settle_s, deadline_s)
+        await self.worker.close()
+        return cut
+
+    def stop_now(self) -> None:
+        """Cut everything."""
+        for listener in self.worker.listeners.values():
+            listener.abort()
+        self.worker.access_log.close()
+
+
+def serve(path: str) -> int:
+    """Run the proxy in the foreground. Returns the exit code."""
+    log = configure_log()
+    path = str(Path(path).absolute())
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        for fault in error.faults:
+            print(fault, file=sys.stderr)  # noqa: T201 - what `onetrip check` prints
+        return EXIT_FAILED
+    try:
+        sockets = listening.open_sockets(config)
+        contexts = server_contexts(config)
+    except (OSError, ContextError) as error:
+        print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
+    workers = config.workers if isinstance(config.workers, int) else len(os.sched_getaffinity(0))
+    if workers == 1:
+        return uvloop.run(SingleProcess(path, config, sockets, log).run())
+    from .supervisor import Supervisor  # noqa: PLC0415 - only where there are several workers
+
+    return asyncio.run(Supervisor(path, config, sockets, log, workers, contexts).run())

@@ -1,0 +1,411 @@
+"""Connected, handshaken sockets for L4: warm ones to every endpoint, and dials that need no task.
+
+A new client connection of a `tcp` listener gets a socket that is already connected (and through its TLS handshake),
+so that its first byte is one round trip from its answer. A server that speaks first has its greeting waiting in the
+kernel's buffer.
+
+    CONNECTING ──> HANDSHAKING (TLS) ──> READY ──> handed out
+         └──────────────┴──> failed
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import select
+import socket
+from enum import Enum
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from tlscache.engine import State as TLSState
+
+from .connect import connect_error, new_socket, open_socket
+from .errors import Kind, ProxyError
+from .metrics import PoolCounters
+from .reactor import BROKEN, READ, WRITE
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from routing.balancer import EndpointState
+    from tlscache.engine import TLSEngine
+
+    from .connect import SockAddress
+    from .metrics import Snapshot
+    from .pool import PoolSettings
+    from .reactor import Reactor
+    from .timers import Timed
+    from .upstream import UpstreamRuntime
+
+RECEIVE_BYTES: Final = 64 * 1024
+BACKOFF_MIN_S: Final = 0.1
+BACKOFF_MAX_S: Final = 5.0
+
+
+class State(Enum):
+    """Where a dial stands."""
+
+    CONNECTING = "connecting"
+    HANDSHAKING = "handshaking"
+    READY = "ready"
+    CLOSED = "closed"
+
+
+class Link:
+    """A socket to an endpoint, with its TLS engine where there is one. `early` is plaintext that came with the
+    handshake.
+    """
+
+    __slots__ = (
+        "born",
+        "early",
+        "engine",
+        "error",
+        "expires",
+        "on_done",
+        "pool",
+        "seconds",
+        "sock",
+        "state",
+        "timer_bucket",
+    )
+
+    def __init__(self, pool: SocketPool, engine: TLSEngine | None, on_done: Callable[[Link], None]) -> None:
+        self.pool = pool
+        self.engine = engine
+        self.on_done = on_done
+        self.sock: socket.socket | None = None
+        self.state = State.CONNECTING
+        self.error: ProxyError | None = None
+        self.early = b""
+        self.born = monotonic()
+        self.seconds = 0.0
+        self.expires = 0.0
+        self.timer_bucket: set[Timed] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Link to {self.pool.target.endpoint} {self.state.value}>"
+
+    # -- opening -----------------------------------------------------------------------------------
+
+    def dial(self, address: SockAddress) -> None:
+        """Connect without a task."""
+        pool = self.pool
+        try:
+            sock = self.sock = new_socket(address[0], pool.upstream.socket_options)
+        except OSError as error:
+            self._fail(ProxyError(Kind.UNAVAILABLE, f"no socket: {error.strerror}", unprocessed=True))
+            return
+        code = sock.connect_ex(address[1])
+        if code not in (0, errno.EINPROGRESS, errno.EAGAIN):
+            self._fail(connect_error(pool.target.endpoint, OSError(code, os.strerror(code))))
+            return
+        pool.reactor.watch(sock.fileno(), WRITE, self)
+        now = monotonic()
+        pool.upstream.timers.set(self, now + pool.settings.connect_s, now)
+
+    def adopt(self, sock: socket.socket) -> None:
+        """A socket that was connected elsewhere (several addresses raced)."""
+        self.sock = sock
+        now = monotonic()
+        self.pool.upstream.timers.set(self, now + self.pool.settings.connect_s, now)
+        self._connected()
+
+    def on_timer(self, now: float) -> None:
+        """The dial took too long."""
+        text = f"{self.pool.target.endpoint}: no connection within {self.pool.settings.connect_s:g} s"
+        self._fail(ProxyError(Kind.CONNECT_TIMEOUT, text, unprocessed=True))
+
+    def on_event(self, fd: int, events: int) -> None:
+        """The socket is connected, the peer's handshake goes on, or an idle link got something (or died)."""
+        sock = self.sock
+        assert sock is not None
+        if self.state is State.CONNECTING:
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self._fail(connect_error(self.pool.target.endpoint, OSError(code, os.strerror(code))))
+            else:
+                self._connected()
+        elif self.state is State.HANDSHAKING:
+            self._shake_hands()
+        elif self.state is State.READY:
+            self._idle_event(fd, events)
+
+    def _connected(self) -> None:
+        engine = self.engine
+        if engine is None:
+            self._ready()
+            return
+        self.state = State.HANDSHAKING
+        engine.start()
+        self._flush_engine(engine)
+        if self.sock is not None:
+            self.pool.reactor.watch(self.sock.fileno(), READ, self)
+
+    def _shake_hands(self) -> None:
+        engine, sock = self.engine, self.sock
+        assert engine is not None
+        assert sock is not None
+        try:
+            data = sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(
+                ProxyError(
+                    Kind.TLS,
+                    f"{self.pool.target.endpoint}: {error.strerror} during the TLS handshake",
+                    unprocessed=True,
+                )
+            )
+            return
+        if not data:
+            self._fail(
+                ProxyError(Kind.TLS, f"{self.pool.target.endpoint} closed during the TLS handshake", unprocessed=True)
+            )
+            return
+        self.early += engine.receive(data)
+        self._flush_engine(engine)
+        if engine.state is TLSState.OPEN:
+            self._ready()
+        elif engine.state is not TLSState.HANDSHAKING:
+            self._fail(self.pool.upstream.tls_error(self.pool.target.endpoint, engine))
+
+    def _flush_engine(self, engine: TLSEngine) -> None:
+        data = engine.data_to_send()
+        if data and self.sock is not None:
+            try:
+                sent = self.sock.send(data)
+            except OSError as error:
+                self._fail(ProxyError(Kind.TLS, f"{self.pool.target.endpoint}: {error.strerror}", unprocessed=True))
+                return
+            if sent < len(data):  # a handshake flight always fits a fresh socket's buffer
+                self._fail(ProxyError(Kind.TLS, f"{self.pool.target.endpoint}: takes no handshake", unprocessed=True))
+
+    def _ready(self) -> None:
+        self.state = State.READY
+        upstream = self.pool.upstream
+        upstream.timers.cancel(self)
+        self.seconds = monotonic() - self.born
+        self.on_done(self)
+
+    def _fail(self, error: ProxyError) -> None:
+        if self.state is State.CLOSED:
+            return
+        self.error = error
+        self.close()
+        self.on_done(self)
+
+    # -- idle --------------------------------------------------------------------------------------
+
+    def rest(self) -> None:
+        """Wait for a client: notice when the endpoint hangs up."""
+        assert self.sock is not None
+        self.pool.reactor.watch(self.sock.fileno(), READ, self)
+
+    def _idle_event(self, fd: int, events: int) -> None:
+        if events & (BROKEN | select.EPOLLRDHUP):
+            self.pool.lost(self)
+            self.close()
+        elif events & select.EPOLLIN:  # a server that speaks first: its greeting stays in the kernel's buffer
+            self.pool.reactor.watch(fd, select.EPOLLRDHUP, self)
+
+    def take(self) -> socket.socket:
+        """The socket, for the caller from now on."""
+        sock, self.sock = self.sock, None
+        assert sock is not None
+        self.pool.reactor.forget(sock.fileno())
+        return sock
+
+    def close(self) -> None:
+        """Give up. Idempotent."""
+        self.state = State.CLOSED
+        self.pool.upstream.timers.cancel(self)
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            self.pool.reactor.forget(sock.fileno())
+            sock.close()
+
+
+class SocketPool:
+    """Warm links to one endpoint."""
+
+    def __init__(
+        self, upstream: UpstreamRuntime, target: EndpointState, settings: PoolSettings, reactor: Reactor, tls: bool
+    ) -> None:
+        self.upstream = upstream
+        self.target = target
+        self.settings = settings
+        self.reactor = reactor
+        self.tls = tls
+        self.counters = PoolCounters()
+        self.idle: list[Link] = []
+        self.dialling = 0
+        self.open = 0
+        self.closed = False
+        self.first_round = 0
+        self.last_error: ProxyError | None = None
+        self._failures = 0
+        self._refill_at = 0.0
+        header = upstream.section.proxy_protocol != "off"
+        self.warm = (
+            0 if header and tls else settings.warm
+        )  # a PROXY header stands before the handshake, and names the client
+
+    def __repr__(self) -> str:
+        return f"<SocketPool {self.target.endpoint}: {len(self.idle)} idle, {self.open} open, {self.dialling} dialling>"
+
+    def start(self) -> None:
+        """Dial the warm links."""
+        self.first_round = self.warm
+        for _ in range(self.warm):
+            self._refill_one(first=True)
+
+    def take(self) -> Link | None:
+        """A ready link, or None. What is taken is replaced."""
+        if not self.idle:
+            return None
+        link = self.idle.pop()
+        self.target.ready -= 1
+        self.refill()
+        return link
+
+    def dial(self, on_done: Callable[[Link], None]) -> Link:
+        """A new link for the caller; `on_done` is called once it is ready or has failed (`error`)."""
+        engine = self.upstream.new_engine(self.target.endpoint) if self.tls else None
+        link = Link(self, engine, on_done)
+        endpoint = self.target.endpoint
+        known = (
+            [(socket.AF_UNIX, endpoint.path)]
+            if endpoint.path
+            else self.upstream.resolver.known(endpoint.host, endpoint.port)
+        )
+        if known is not None and len(known) == 1:
+            link.dial(known[0])
+        else:
+            self.upstream.background.start(self._dial_slowly(link), f"dial {endpoint}")
+        return link
+
+    async def _dial_slowly(self, link: Link) -> None:
+        try:
+            sock, _, _ = await open_socket(self.target.endpoint, self.upstream.resolver, self.upstream.socket_options)
+        except ProxyError as error:
+            link._fail(error)
+            return
+        if link.state is State.CLOSED:
+            sock.close()
+            return
+        link.adopt(sock)
+
+    def _refill_one(self, first: bool = False) -> None:
+        self.dialling += 1
+
+        def done(link: Link) -> None:
+            self.dialling -= 1
+            if first:
+                self.first_round -= 1
+            self._refilled(link)
+            if first:
+                self.upstream.on_warm_progress()
+
+        self.dial(done)
+
+    def _refilled(self, link: Link) -> None:
+        now = monotonic()
+        if link.error is not None:
+            self.failed(link.error)
+            return
+        self.opened(link)
+        if self.closed:
+            link.close()
+            return
+        link.expires = now + self.settings.max_age_s * random.uniform(0.9, 1.0)
+        self.idle.append(link)
+        self.target.ready += 1
+        link.rest()
+
+    def probe(self, future: asyncio.Future[float]) -> None:
+        """Dial once; the link stays warm. The future gets the seconds that the dial took, or its ProxyError."""
+
+        def done(link: Link) -> None:
+            self.dialling -= 1
+            self._refilled(link)
+            if future.done():
+                return
+            if link.error is not None:
+                future.set_exception(link.error)
+            else:
+                future.set_result(max(link.seconds, 1e-6))
+
+        self.dialling += 1
+        self.dial(done)
+
+    def opened(self, link: Link) -> None:
+        """A dial succeeded: count it."""
+        engine = link.engine
+        kind = "plain" if engine is None else "resumed" if engine.resumed else "full"
+        self.counters.opened[kind] += 1
+        self._failures = 0
+        self._refill_at = 0.0
+        self.last_error = None
+        self.upstream.balancer.observe_connect(self.target, monotonic(), True, link.seconds, "tcp")
+
+    def failed(self, error: ProxyError) -> None:
+        """A dial failed."""
+        self.last_error = error
+        self.counters.dial_failures += 1
+        self._back_off()
+        phase = "tls" if error.kind in (Kind.TLS, Kind.CERTIFICATE) else "tcp"
+        self.upstream.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
+        self.upstream.on_dial_failed(self, error)
+
+    def _back_off(self) -> None:
+        self._failures += 1
+        delay = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(self._failures - 1, 10))
+        self._refill_at = monotonic() + delay * random.uniform(0.5, 1.0)
+
+    def lost(self, link: Link) -> None:
+        """An idle link died."""
+        if link in self.idle:
+            self.idle.remove(link)
+            self.target.ready -= 1
+            if monotonic() - link.born < 1.0:
+                self._back_off()  # an endpoint that hangs up at once must not be dialled in a loop
+            self.refill()
+
+    def refill(self) -> None:
+        """Dial what is missing."""
+        if self.closed or monotonic() < self._refill_at:
+            return
+        room = self.settings.max_connections - self.open - len(self.idle) - self.dialling
+        for _ in range(min(room, self.warm - len(self.idle) - self.dialling)):
+            self._refill_one()
+
+    def tick(self, now: float) -> None:
+        """Now and then: replace what is old, refill."""
+        for link in [one for one in self.idle if now > one.expires]:
+            self.idle.remove(link)
+            self.target.ready -= 1
+            link.close()
+        self.refill()
+
+    def export(self, snapshot: Snapshot, upstream: str) -> None:
+        """This pool's samples."""
+        region, endpoint = self.target.region.name, str(self.target.endpoint)
+        for handshake, count in self.counters.opened.items():
+            snapshot.add("upstream_connections_opened", count, upstream=upstream, region=region, handshake=handshake)
+        snapshot.add("upstream_connections_reused", self.counters.reused, upstream=upstream, region=region)
+        snapshot.add("upstream_dial_failures", self.counters.dial_failures, upstream=upstream, region=region)
+        snapshot.add("upstream_pool_idle", len(self.idle), upstream=upstream, region=region, endpoint=endpoint)
+        snapshot.add("connections_open", self.open + len(self.idle), side="upstream", upstream=upstream)
+
+    def close(self) -> None:
+        """No new connections."""
+        self.closed = True
+        for link in self.idle:
+            self.target.ready -= 1
+            link.close()
+        self.idle.clear()

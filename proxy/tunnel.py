@@ -1,0 +1,530 @@
+"""L4 listeners: `tcp` (plain or terminated TLS in, plain or TLS out) and `sni` (TLS passed through by server name).
+
+    PRELUDE (PROXY header, TLS handshake, or ClientHello) ──> CONNECTING ──> RELAYING ──> CLOSED
+
+A new client gets a warm link where there is one. Else links are dialled, and as no byte of the client has been sent
+yet, dials to other regions may race: a further one starts when one fails, or takes longer than `RACE_AFTER_S`; the
+first that is ready wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from enum import Enum
+from ipaddress import ip_address
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from routing.balancer import Outcome
+from routing.table import RouteTable
+from tlscache.engine import State as TLSState
+from tlscache.engine import TLSEngine
+
+from .access_log import AccessRecord, encode
+from .codec.client_hello import ClientHello, ClientHelloReader
+from .codec.proxy_protocol import NotProxyProtocol, ProxyHeader, ProxyProtocolReader, write_v1, write_v2
+from .metrics import Histogram
+from .reactor import BROKEN, READ
+from .relay import End, Relay
+from .sockpool import Link
+from .tcp import tcp_info
+
+if TYPE_CHECKING:
+    from routing.balancer import EndpointState
+    from routing.model import Route
+    from tlscache.context import ServerContext
+
+    from .access_log import AccessLog
+    from .config import ListenerSection
+    from .metrics import Snapshot
+    from .timers import Timed
+    from .upstream import UpstreamRuntime
+    from .worker import Worker
+
+RACE_AFTER_S: Final = 0.25
+ACCEPT_BATCH: Final = 64
+PRELUDE_BYTES_MAX: Final = 64 * 1024
+RECEIVE_BYTES: Final = 64 * 1024
+
+
+class State(Enum):
+    """Where an L4 connection stands."""
+
+    PRELUDE = "prelude"
+    CONNECTING = "connecting"
+    RELAYING = "relaying"
+    CLOSED = "closed"
+
+
+class Tunnel:
+    """One client connection."""
+
+    __slots__ = (
+        "_begun",
+        "_dials",
+        "_engine",
+        "_first_bytes",
+        "_hello",
+        "_link",
+        "_proxy_header",
+        "_raced",
+        "_tried",
+        "client",
+        "listener",
+        "peer",
+        "relay",
+        "route",
+        "server_name",
+        "sock",
+        "started",
+        "state",
+        "target",
+        "timer_bucket",
+        "upstream",
+    )
+
+    upstream: UpstreamRuntime
+    route: Route
+
+    def __init__(self, listener: TunnelListener, sock: socket.socket, address: Any) -> None:
+        self.listener = listener
+        self.sock = sock
+        self.peer: tuple[str, int] = (address[0], address[1]) if isinstance(address, tuple) else ("", 0)
+        self.client = self.peer[0] or "unix"
+        self.started = monotonic()
+        self.state = State.PRELUDE
+        self.timer_bucket: set[Timed] | None = None
+        self.relay: Relay | None = None
+        self.target: EndpointState | None = None
+        self.server_name = ""
+        self._engine = TLSEngine(listener.tls) if listener.tls is not None else None
+        self._proxy_header = ProxyProtocolReader() if listener.section.proxy_protocol else None
+        self._hello = ClientHelloReader() if listener.section.protocol == "sni" else None
+        self._first_bytes = b""
+        self._dials: list[Link] = []
+        self._tried: list[EndpointState] = []
+        self._begun: list[EndpointState] = []
+        self._link: Link | None = None
+        self._raced = False
+
+    def __repr__(self) -> str:
+        return f"<Tunnel {self.client} to {self.target.endpoint if self.target else '-'} {self.state.value}>"
+
+    def start(self) -> None:
+        """The client connected."""
+        if self._engine is None and self._proxy_header is None and self._hello is None:
+            self._connect()
+            return
+        worker = self.listener.worker
+        worker.timers.set(self, self.started + self.listener.header_timeout, self.started)
+        worker.reactor.watch(self.sock.fileno(), READ, self)
+
+    # -- prelude -----------------------------------------------------------------------------------
+
+    def on_event(self, fd: int, events: int) -> None:
+        """The client sent something (before the relay watches its socket), or left."""
+        if self.state is State.CONNECTING:
+            self._end("the client left", Outcome.CANCELLED)  # only a broken socket is reported while connecting
+            return
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            if events & BROKEN:
+                self._end("the client left", Outcome.CANCELLED)
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._end("the client left before it said where to", Outcome.CANCELLED)
+            return
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        reader = self._proxy_header
+        if reader is not None:
+            found = reader.receive(data)
+            if found is None:
+                return
+            if isinstance(found, NotProxyProtocol):
+                self._end(f"PROXY header refused: {found.details}", Outcome.CANCELLED)
+                return
+            self._proxy_header = None
+            if found.source is not None:
+                self.peer = found.source
+                self.client = found.source[0]
+            data = reader.rest
+        if self._engine is not None:
+            self._shake_hands(self._engine, data)
+            return
+        self._first_bytes += data
+        if self._hello is not None:
+            if not data:
+                return
+            hello = self._hello.receive(data)
+            if hello is None:
+                return
+            if not isinstance(hello, ClientHello):
+                self._end(f"no TLS ClientHello: {hello.details}", Outcome.CANCELLED)
+                return
+            self.server_name = hello.server_name
+        self._connect()
+
+    def _shake_hands(self, engine: TLSEngine, data: bytes) -> None:
+        if data:
+            self._first_bytes += engine.receive(data)
+        reply = engine.data_to_send()
+        if reply:
+            try:
+                sent = self.sock.send(reply)
+            except OSError:
+                sent = 0
+            if sent < len(reply):
+                self._end("the client takes no TLS handshake", Outcome.CANCELLED)
+                return
+        if engine.state is TLSState.OPEN:
+            self.server_name = engine.server_name or ""
+            self._connect()
+        elif engine.state is not TLSState.HANDSHAKING:
+            self.listener.tls_failures += 1
+            self._end(f"TLS handshake: {engine.error}", Outcome.CANCELLED)
+
+    # -- connecting --------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        listener = self.listener
+        route = listener.table.match(self.server_name.encode(), b"/", b"CONNECT", [])
+        if route is None:
+            self._end(f"no route for server name {self.server_name!r}", Outcome.CANCELLED)
+            return
+        self.route = route
+        self.upstream = listener.upstreams[route.upstream]
+        self.state = State.CONNECTING
+        worker = listener.worker
+        worker.reactor.watch(
+            self.sock.fileno(), 0, self
+        )  # errors only: its bytes wait until there is somewhere to send them
+        now = monotonic()
+        key = self.peer[0].encode() if self.upstream.session_key is not None and self.peer[0] else None
+        balancer = self.upstream.balancer
+        balancer.count_request(now)
+        target = balancer.pick(now, key)
+        if target is None:
+            self._end(self.upstream.nothing_available(now), Outcome.CANCELLED)
+            return
+        worker.timers.set(self, now + RACE_AFTER_S, now)
+        self._try(target, now)
+
+    def _try(self, target: EndpointState, now: float) -> None:
+        self._tried.append(target)
+        self._begun.append(target)
+        self.upstream.balancer.begin(target, now)
+        pool = self.upstream.socket_pool(target, passthrough=self.listener.section.protocol == "sni")
+        link = pool.take()
+        if link is not None:
+            pool.counters.reused += 1
+            self._joined(link)
+            return
+        self._dials.append(pool.dial(self._dialled))
+
+    def _dialled(self, link: Link) -> None:
+        pool = link.pool
+        if link.error is None:
+            pool.opened(link)
+        else:
+            pool.failed(link.error)
+        if self.state is not State.CONNECTING:
+            link.close()
+            return
+        if link in self._dials:
+            self._dials.remove(link)
+        if link.error is None:
+            self._joined(link)
+            return
+        now = monotonic()
+        self._settle(pool.target, Outcome.CONNECT_FAILED, now)
+        if not self._try_another(now) and not self._dials:
+            self._end(link.error.details, Outcome.CONNECT_FAILED)
+
+    def _try_another(self, now: float) -> bool:
+        retry = self.route.retry
+        if retry is None or len(self._tried) > retry.attempts:
+            return False
+        target = self.upstream.balancer.pick_alternate(now, self._tried, False)
+        if target is None:
+            return False
+        self._try(target, now)
+        return True
+
+    def on_timer(self, now: float) -> None:
+        """The prelude took too long; a dial is slow; or the relay is idle."""
+        if self.state is State.PRELUDE:
+            self._end(f"the client said nothing for {self.listener.header_timeout:g} s", Outcome.CANCELLED)
+        elif self.state is State.CONNECTING:
+            waited = now - self.started
+            if waited > self.route.timeouts.connect * 2:
+                self._end("no endpoint could be reached in time", Outcome.TIMEOUT)
+                return
+            if not self._raced:
+                self._raced = True
+                self._try_another(now)
+            if self.state is State.CONNECTING:
+                self.listener.worker.timers.set(self, now + RACE_AFTER_S, now)
+        elif self.state is State.RELAYING and self.relay is not None:
+            idle = self.route.timeouts.idle
+            if not self.relay.active:
+                self.relay.abort(f"idle for {idle:g} s")
+                return
+            self.relay.active = False
+            self.listener.worker.timers.set(self, now + idle, now)
+
+    def _joined(self, link: Link) -> None:
+        """A link is ready: relay."""
+        now = monotonic()
+        self._link = link
+        self.target = link.pool.target
+        for loser in self._dials:
+            loser.close()
+        self._dials.clear()
+        for other in [one for one in self._begun if one is not self.target]:
+            self._settle(other, Outcome.CANCELLED, now)
+        link.pool.open += 1
+        worker = self.listener.worker
+        worker.reactor.forget(self.sock.fileno())
+        upstream_sock = link.take()
+        header = self._header_for_upstream()
+        if header:
+            try:
+                upstream_sock.send(header)  # a fresh socket's buffer takes it whole
+            except OSError as error:
+                upstream_sock.close()
+                link.pool.open -= 1
+                self._end(f"{self.target.endpoint}: {error.strerror}", Outcome.RESET)
+                return
+        self._begun.remove(self.target)
+        self.upstream.balancer.established(self.target, now, max(self.target.floor.value, 1e-6))
+        self.state = State.RELAYING
+        self.relay = Relay(
+            worker.reactor, End(self.sock, self._engine), End(upstream_sock, link.engine), self._relay_closed
+        )
+        worker.timers.set(self, now + self.route.timeouts.idle, now)
+        first, self._first_bytes = self._first_bytes, b""
+        self.relay.start(first, link.early)
+
+    def _header_for_upstream(self) -> bytes:
+        version = self.upstream.section.proxy_protocol
+        if version == "off":
+            return b""
+        name = self.sock.getsockname()
+        known = isinstance(name, tuple) and bool(self.peer[0])
+        header = ProxyHeader(self.peer, (name[0], name[1])) if known else ProxyHeader()
+        return write_v1(header) if version == "v1" else write_v2(header)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def _settle(self, target: EndpointState, outcome: Outcome, now: float) -> None:
+        if target in self._begun:
+            self._begun.remove(target)
+            self.upstream.balancer.finish(target, now, outcome, now - self.started)
+
+    def _relay_closed(self, reason: str) -> None:
+        link = self._link
+        relay = self.relay
+        assert link is not None
+        assert relay is not None
+        link.pool.open -= 1
+        link.pool.refill()
+        self.listener.bytes_up += relay.up.bytes
+        self.listener.bytes_down += relay.down.bytes
+        if self.target is not None:
+            self.upstream.balancer.closed(self.target)
+        self._closed(reason)
+
+    def _end(self, reason: str, outcome: Outcome) -> None:
+        """Before (or instead of) a relay: close the client's socket."""
+        if self.state is State.CLOSED:
+            return
+        now = monotonic()
+        for link in self._dials:
+            link.close()
+        self._dials.clear()
+        for target in list(self._begun):
+            self._settle(target, outcome, now)
+        self.listener.worker.reactor.forget(self.sock.fileno())
+        self.sock.close()
+        self._closed(reason)
+
+    def _closed(self, reason: str) -> None:
+        self.state = State.CLOSED
+        self.listener.worker.timers.cancel(self)
+        self.listener.done(self, reason)
+
+    def abort(self) -> None:
+        """Cut it."""
+        if self.relay is not None:
+            self.relay.abort("the proxy is stopping")
+        else:
+            self._end("the proxy is stopping", Outcome.CANCELLED)
+
+
+class TunnelListener:
+    """One `tcp` or `sni` listener of one worker."""
+
+    def __init__(
+        self, section: ListenerSection, connection_limit: int, tls: ServerContext | None, worker: Worker
+    ) -> None:
+        self.section = section
+        self.name = section.name
+        self.worker = worker
+        self.tls = tls
+        self.connection_limit = connection_limit
+        self.header_timeout = worker.config.limits.header_timeout
+        self.access_log: AccessLog = worker.access_log
+        self.table = RouteTable(())
+        self.upstreams: dict[str, UpstreamRuntime] = {}
+        self.tunnels: set[Tunnel] = set()
+        self.draining = False
+        self.drained = asyncio.Event()
+        self.accepted = self.refused = self.failed = self.tls_failures = 0
+        self.bytes_up = self.bytes_down = 0
+        self.duration = Histogram()
+        self._sock: socket.socket | None = None
+
+    def __repr__(self) -> str:
+        return f"<TunnelListener {self.name}: {len(self.tunnels)} connections>"
+
+    def open(self, sock: socket.socket) -> None:
+        """Begin to accept."""
+        self._sock = sock
+        self.worker.reactor.watch(sock.fileno(), READ, self)
+
+    def route(self, routes: tuple[Route, ...], upstreams: dict[str, UpstreamRuntime]) -> None:
+        """Swap in routes; connections under way keep theirs."""
+        self.table = RouteTable(routes)
+        self.upstreams = upstreams
+        for upstream in {route.upstream for route in routes}:
+            upstreams[upstream].open_socket_pools(passthrough=self.section.protocol == "sni")
+
+    def adopt(self, section: ListenerSection, connection_limit: int, tls: ServerContext | None) -> None:
+        """A reload changed this listener's settings."""
+        self.section = section
+        self.connection_limit = connection_limit
+        self.tls = tls
+
+    def on_event(self, fd: int, events: int) -> None:
+        """Clients wait to be accepted."""
+        sock = self._sock
+        for _ in range(ACCEPT_BATCH):
+            if sock is None or sock is not self._sock:
+                return
+            try:
+                client, address = sock.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:  # out of descriptors: the backlog holds the clients meanwhile
+                self.worker.log.error("accept_failed", listener=self.name, error=error.strerror)
+                return
+            self.accepted += 1
+            if len(self.tunnels) >= self.connection_limit:
+                self.refused += 1
+                client.close()
+                continue
+            client.setblocking(False)
+            if client.family != socket.AF_UNIX:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tunnel = Tunnel(self, client, address)
+            self.tunnels.add(tunnel)
+            tunnel.start()
+
+    def tick(self) -> None:
+        """Once a second: nothing."""
+
+    def done(self, tunnel: Tunnel, reason: str) -> None:
+        """A connection has ended: count and log it."""
+        self.tunnels.discard(tunnel)
+        now = monotonic()
+        self.duration.observe(now - tunnel.started)
+        if reason:
+            self.failed += 1
+        if self.access_log.enabled:
+            self.access_log.add(encode(_record(tunnel, reason, now)), bool(reason))
+        if self.draining and not self.tunnels:
+            self.drained.set()
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket. Idempotent."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self.worker.reactor.forget(sock.fileno())
+            sock.close()
+
+    def drain(self) -> None:
+        """What is open may finish."""
+        self.draining = True
+        for tunnel in [one for one in self.tunnels if one.state is State.PRELUDE]:
+            tunnel.abort()
+        if not self.tunnels:
+            self.drained.set()
+
+    def abort(self) -> int:
+        """Cut what is open."""
+        left = list(self.tunnels)
+        for tunnel in left:
+            tunnel.abort()
+        return len(left)
+
+    def export(self, snapshot: Snapshot) -> None:
+        """This listener's samples."""
+        name = self.name
+        snapshot.add("connections_open", len(self.tunnels), side="downstream", listener=name)
+        snapshot.add("connections_accepted", self.accepted, listener=name)
+        snapshot.add("connections_refused", self.refused, listener=name)
+        snapshot.add("tls_handshake_failures", self.tls_failures, listener=name)
+        live = [one.relay for one in self.tunnels if one.relay is not None]
+        snapshot.add(
+            "tunnel_bytes", self.bytes_up + sum(relay.up.bytes for relay in live), listener=name, direction="up"
+        )
+        snapshot.add(
+            "tunnel_bytes", self.bytes_down + sum(relay.down.bytes for relay in live), listener=name, direction="down"
+        )
+        ended = self.accepted - self.refused - len(self.tunnels)
+        snapshot.add("tunnel_connections", ended - self.failed, listener=name, result="ok")
+        snapshot.add("tunnel_connections", self.failed, listener=name, result="failed")
+
+    def status(self) -> dict[str, Any]:
+        """For `/status`."""
+        return {
+            "name": self.name,
+            "protocol": self.section.protocol,
+            "connections": len(self.tunnels),
+            "accepted": self.accepted,
+            "failed": self.failed,
+            "draining": self.draining,
+        }
+
+
+def _record(tunnel: Tunnel, reason: str, now: float) -> AccessRecord:
+    record = AccessRecord(
+        tunnel.listener.access_log.timestamp(now).decode(),
+        tunnel.listener.name,
+        tunnel.client,
+        host=tunnel.server_name,
+        protocol=tunnel.listener.section.protocol,
+    )
+    record.total = int((now - tunnel.started) * 1e6) / 1e3
+    relay = tunnel.relay
+    if relay is not None:
+        record.bytes_in, record.bytes_out = relay.up.bytes, relay.down.bytes
+    target = tunnel.target
+    if target is not None:
+        record.upstream = tunnel.route.upstream
+        record.region = target.region.name
+        record.endpoint = str(target.endpoint)
+    record.attempts = len(tunnel._tried)
+    if reason:
+        record.error = "tunnel"
+        record.details = reason
+    return record
+
+
+__all__ = ["Tunnel", "TunnelListener", "ip_address", "tcp_info"]
