@@ -168,6 +168,8 @@ class ClientConnection(Connection):
             self.fail_streams(ProxyError(Kind.TLS, f"{self.pool.target.endpoint}: {engine.error}"))
         else:
             self.deliver(self.codec.receive_eof())  # close_notify: the origin's orderly end
+            if self.streams and not self.codec.closing:
+                return
         self.retire()
 
     def eof_received(self) -> bool:
@@ -184,7 +186,7 @@ class ClientConnection(Connection):
                 if engine.truncated:
                     self._end_truncated()
                     return False
-            if self.streams and self._request_unread():
+            if self.streams and self.request_unread():
                 self.fail_streams(
                     ProxyError(
                         Kind.TERMINATED,
@@ -193,19 +195,21 @@ class ClientConnection(Connection):
                     )
                 )
             self.deliver(self.codec.receive_eof())
+            if self.streams and not self.codec.closing:
+                return True  # a tunnel, half-closed: the client may still send
             self.retire()
         finally:
             self.turn.end()
         return False
 
     def _end_truncated(self) -> None:
-        unprocessed = self._request_unread()
+        unprocessed = self.request_unread()
         self.fail_streams(
             ProxyError(Kind.TERMINATED, "the connection ended without TLS close_notify", unprocessed=unprocessed)
         )
         self.retire()
 
-    def _request_unread(self) -> bool:
+    def request_unread(self) -> bool:
         """Whether the origin's kernel had not acknowledged any byte of the open request when it said that it closes.
 
         Its FIN carries the number of the last byte it had received: a request beyond that was never read, and any

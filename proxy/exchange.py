@@ -26,7 +26,7 @@ from .attempt import _SENT as ATTEMPT_SENT
 from .attempt import _WON as ATTEMPT_WON
 from .attempt import Attempt
 from .errors import CLIENT_CLOSED_REQUEST, Kind, ProxyError, Source
-from .forward import rewrite
+from .forward import is_last_hop, rewrite
 from .message import ResponseHead
 from .reply import debug_fields, error_reply, final_answer
 from .stream import StreamHandler
@@ -167,7 +167,7 @@ class Exchange(StreamHandler):
             self.replay = []
         hop = self.connection.hop
         self.hop_trusted = hop.trusted
-        if method in (b"OPTIONS", b"TRACE") and request.known.get(b"max-forwards") == b"0":
+        if method in (b"OPTIONS", b"TRACE") and is_last_hop(request):
             self._reply(final_answer(request))
             return
         ids = rewrite(request, hop)
@@ -277,14 +277,16 @@ class Exchange(StreamHandler):
         self.attempts.append(attempt)
         self.tried.append(attempt)
         self.upstream.balancer.begin(attempt.target, now)
-        self._arm(now)
         attempt.target.pool.acquire(attempt)
+        if self.state is not _DONE:
+            self._arm(now)
 
     def on_attempt_sent(self, attempt: Attempt, connection: ClientConnection) -> None:
         """The request is on its way."""
         if attempt.number > 1 or connection.uses == 1:
             now = self.connection.turn.now
             attempt.connected_at = now
+            self._arm(now)  # from waiting for a connection to waiting for an answer
             if connection.uses == 1 and now - attempt.started > 0.0005:
                 attempt.seconds = connection.seconds
         else:
@@ -582,7 +584,7 @@ class Exchange(StreamHandler):
         self.attempts.clear()
         self._close(now)
         if self.head.version == b"1.0":
-            self.connection.abort()  # its body ends with the connection: only a reset shows that this one is cut
+            self.connection.break_off()  # its body ends with the connection: only a reset shows that this one is cut
         self.stream.reset(error)
 
     def _give_up(self, error: ProxyError) -> None:

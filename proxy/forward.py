@@ -29,7 +29,10 @@ _REWRITTEN: Final = frozenset(
         b"max-forwards",
     )
 )
-_TRACEPARENT: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?\Z")
+_TRACEPARENT: Final = re.compile(
+    rb"(?:00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+    rb"|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?)\Z"
+)
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,200}\Z")
 _VIA_MEMBER: Final = re.compile(rb"[ \t]*[^ \t,]+[ \t]+([^ \t,(]+)")
 
@@ -92,7 +95,7 @@ def rewrite(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyError:
     """Change `head.fields` into what the origin gets. Returns (request id, traceparent), or the error for a loop."""
     known = head.known
     fields = head.fields
-    if known and not _REWRITTEN.isdisjoint(known):
+    if head.version != b"1.1" or (known and not _REWRITTEN.isdisjoint(known)):
         return _rewrite_known(head, hop)
     request_id = identifiers.take()[:32]
     traceparent = new_traceparent()
@@ -110,8 +113,7 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
         said = via[:200].decode("latin-1")
         text = f"this proxy ({hop.via_name.decode()}) already forwarded the request: via is {said!r}"
         return ProxyError(Kind.LOOP, text)
-    version = head.version if b"." in head.version else b"2"
-    mine = version + b" " + hop.via_name
+    mine = head.version + b" " + hop.via_name
     request_id = known.get(b"x-request-id", b"")
     if not _REQUEST_ID.match(request_id):
         request_id = identifiers.take()[:32]
@@ -143,3 +145,9 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
 
 def _pseudonyms(via: bytes) -> list[bytes]:
     return [match.group(1) for member in via.split(b",") if (match := _VIA_MEMBER.match(member))]
+
+
+def is_last_hop(head: RequestHead) -> bool:
+    """`max-forwards: 0` (RFC 9110 section 7.6.2): the request ends here."""
+    value = head.known.get(b"max-forwards")
+    return value is not None and value.isdigit() and not int(value)

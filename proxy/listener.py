@@ -195,6 +195,13 @@ class ServerConnection(Connection):
         if codec.reading is self.read_paused or codec.multiplexed or codec.closing:
             self.after_receive()
 
+    def after_pending(self) -> None:
+        """Pipelined bytes were read: perhaps a head that is not complete."""
+        if self.codec.closing:
+            self.touch()
+        elif not self.streams:
+            self._wait_for_head()
+
     def _wait_for_head(self) -> None:
         """Nothing is open after bytes came: a request was answered at once, or a head is unfinished."""
         self.head_since = 0.0

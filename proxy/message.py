@@ -202,14 +202,22 @@ class StreamWritable:
 
 
 class GoAway:
-    """The peer takes no new streams on this connection. Those above `last_stream_id` were not processed and get a
-    StreamReset.
+    """The connection takes no new streams: the peer said so, or its stream ids are used up. Those above `last_stream_id`
+    were not processed and get a StreamReset. `calm`: the peer gave as its reason that we ask too much of it, pings
+    among it.
     """
 
-    __slots__ = ("last_stream_id",)
+    __slots__ = ("calm", "last_stream_id")
 
-    def __init__(self, last_stream_id: int) -> None:
+    def __init__(self, last_stream_id: int, calm: bool = False) -> None:
         self.last_stream_id = last_stream_id
+        self.calm = calm
+
+
+class LimitsChanged:
+    """Client role: what the peer allows (`Codec.stream_limit`, `Codec.upgrades`) is known now, or another than before."""
+
+    __slots__ = ()
 
 
 class PingAcknowledged:
@@ -240,6 +248,7 @@ Event: TypeAlias = (
     | StreamReset
     | StreamWritable
     | GoAway
+    | LimitsChanged
     | PingAcknowledged
     | ConnectionFailed
 )

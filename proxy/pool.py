@@ -250,6 +250,10 @@ class Pool:
         try:
             async with asyncio.timeout(self.settings.connect_s):
                 connection = await self.connect()
+                if connection.state is State.CLOSED:
+                    connection = None
+                    text = f"{self.target.endpoint} closed the connection at once"
+                    raise ProxyError(Kind.TERMINATED, text, unprocessed=True)
         except ProxyError as error:
             self._dial_failed(error)
         except TimeoutError:

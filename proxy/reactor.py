@@ -93,7 +93,9 @@ class Reactor:
             turn.end()
 
     def _tell(self, fd: int, events: int) -> None:
-        watcher = self._watchers[fd]
+        watcher = self._watchers.get(fd)
+        if watcher is None:
+            return
         try:
             watcher.on_event(fd, events)
         except Exception as error:

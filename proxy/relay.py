@@ -1,21 +1,33 @@
 """Bytes both ways between two sockets, either of them perhaps through TLS, with half-close and bounded memory.
 
-Each direction is a `Flow`: read from one end, write to the other. A flow holds at most one read's worth of bytes;
-while it holds any, it does not read. Between two plain sockets a flow that carries much moves to splice(2): bytes
-then go from socket to socket through a pipe without passing this process.
+    OPEN ──────── both ends have ended, and everything is written ────────> CLOSED
+      └── an end broke, or the owner aborts ──> BREAKING ── both reset ───────┘
+
+Each direction is a `Flow`: read from one end, write to the other. Rules:
+- A flow holds at most one read's worth of bytes, and while it holds any, it does not read: that is the backpressure.
+- The end of a source is passed on once everything before it is written: FIN for FIN, close_notify for close_notify.
+  The other direction goes on (half-close). A TLS source that ends without close_notify broke.
+- An end that breaks (a reset, an error, TLS that fails) resets the other one, so that it does not take the end for an
+  orderly one. What the broken end had sent before it broke is passed on first, as far as the other one takes it at
+  once: a server that answers and closes without reading all of the request resets, and its answer is in our buffer.
+- Between two plain sockets a flow that carries much moves to splice(2): bytes then go from socket to socket through a
+  pipe, and are never copied. A pipe belongs to a flow only while bytes are in it.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import select
 import socket
 from contextlib import suppress
+from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from tlscache.engine import State as TLSState
 
-from .reactor import BROKEN
+from .reactor import READ, UNWATCHED, WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,237 +37,329 @@ if TYPE_CHECKING:
     from .reactor import Reactor
 
 BUFFER_BYTES: Final = 256 * 1024
-SPLICE_FROM_BYTES: Final = 512 * 1024
+SPLICE_FROM_BYTES: Final = 64 * 1024
+"""A read of at least this much: the next one is spliced."""
+SPLICE_BELOW_BYTES: Final = 16 * 1024
+"""A splice of less than this: the next read is copied again (one call fewer)."""
 PIPE_BYTES: Final = 1024 * 1024
-PIPES_KEPT: Final = 64
-ROUNDS_MAX: Final = 4
-"""Reads of one flow before the other connections have their turn."""
+PIPE_BYTES_MIN: Final = 128 * 1024
+PIPES_KEPT: Final = 16
+HELD_BYTES_MAX: Final = 1024 * 1024
+"""Beyond what one read leaves, only TLS's own messages are added to what is held. Past this the relay breaks."""
+LAST_READS_MAX: Final = 16
 _F_SETPIPE_SZ: Final = 1031
+_F_GETPIPE_SZ: Final = 1032
 _SPLICE_FLAGS: Final = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+_READABLE: Final = READ | select.EPOLLHUP
+_WRITABLE: Final = WRITE | select.EPOLLHUP
+_RESET_ON_CLOSE: Final = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 
 _buffer = bytearray(BUFFER_BYTES)
 _view = memoryview(_buffer)
 _pipes: list[tuple[int, int]] = []
 
 
+class State(Enum):
+    """Where a relay stands."""
+
+    OPEN = "open"
+    BREAKING = "breaking"
+    CLOSED = "closed"
+
+
 def _take_pipe() -> tuple[int, int] | None:
+    """An empty pipe; None where there is none worth having: descriptors, or the user's share of pipe memory, are
+    spent.
+    """
     if _pipes:
         return _pipes.pop()
     try:
         pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    import fcntl  # noqa: PLC0415
-
-    with suppress(OSError):  # beyond the user's share of pipe memory, the default size has to do
+    with suppress(OSError):
         fcntl.fcntl(pipe[1], _F_SETPIPE_SZ, PIPE_BYTES)
+    if fcntl.fcntl(pipe[1], _F_GETPIPE_SZ) < PIPE_BYTES_MIN:
+        _close_pipe(pipe)
+        return None
     return pipe
 
 
-def _give_pipe(pipe: tuple[int, int], empty: bool) -> None:
-    if empty and len(_pipes) < PIPES_KEPT:
+def _give_pipe(pipe: tuple[int, int]) -> None:
+    """Back, empty."""
+    if len(_pipes) < PIPES_KEPT:
         _pipes.append(pipe)
     else:
-        os.close(pipe[0])
-        os.close(pipe[1])
+        _close_pipe(pipe)
+
+
+def _close_pipe(pipe: tuple[int, int]) -> None:
+    os.close(pipe[0])
+    os.close(pipe[1])
 
 
 class End:
-    """One side of a relay."""
+    """One side of a relay. `events`: what the reactor watches it for; the relay takes that over."""
 
-    __slots__ = ("engine", "events", "fd", "read_eof", "sock", "write_eof")
+    __slots__ = ("engine", "events", "fd", "hung_up", "read_eof", "sock", "write_eof")
 
-    def __init__(self, sock: socket.socket, engine: TLSEngine | None) -> None:
+    def __init__(self, sock: socket.socket, engine: TLSEngine | None, events: int = UNWATCHED) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.engine = engine
-        self.events = -1
+        self.events = events
+        self.hung_up = False  # the kernel reports it whatever is asked for
         self.read_eof = False  # the peer will send no more
-        self.write_eof = False  # we have shut down our side
+        self.write_eof = False  # we have ended our side
 
 
 class Flow:
-    """One direction. `held` are bytes for `target` that it did not take yet (ciphertext, where it has TLS)."""
+    """One direction. `waiting`: bytes are left for the target, in `held` (ciphertext, where it has TLS) or, `piped` of
+    them, in `pipe`.
+    """
 
-    __slots__ = ("bytes", "held", "pipe", "piped", "source", "target")
+    __slots__ = ("bulk", "bytes", "held", "pipe", "piped", "source", "target", "waiting")
 
     def __init__(self, source: End, target: End) -> None:
         self.source = source
         self.target = target
-        self.held: bytes | memoryview = b""
         self.bytes = 0
+        self.waiting = False
+        self.held: bytes | memoryview = b""
+        self.bulk = False
         self.pipe: tuple[int, int] | None = None
         self.piped = 0
 
-    @property
-    def waiting(self) -> bool:
-        """Something is left for the target."""
-        return bool(self.held) or self.piped > 0
-
 
 class Relay:
-    """Two ends, two flows. `on_closed(error)` is called once; the sockets are closed by then."""
+    """Two ends, two flows. `on_closed(reason)` is called once, the sockets closed by then; `reason` is "" for an
+    orderly end.
+    """
 
-    __slots__ = ("_closed", "_on_closed", "_reactor", "active", "client", "down", "server", "up")
+    __slots__ = ("_on_closed", "_reactor", "active", "client", "down", "server", "state", "up")
 
     def __init__(self, reactor: Reactor, client: End, server: End, on_closed: Callable[[str], None]) -> None:
         self._reactor = reactor
+        self._on_closed: Callable[[str], None] | None = on_closed
         self.client = client
         self.server = server
         self.up = Flow(client, server)
         self.down = Flow(server, client)
-        self._on_closed = on_closed
-        self._closed = False
+        self.state = State.OPEN
         self.active = True  # something moved since the owner last looked
 
-    def start(self, to_server: bytes, to_client: bytes) -> None:
-        """Begin with bytes that were read before the two ends were joined."""
-        if to_server:
+    def __repr__(self) -> str:
+        return f"<Relay {self.state.value} {self.up.bytes} up, {self.down.bytes} down>"
+
+    def start(self, preface: bytes, to_server: bytes, to_client: bytes) -> None:
+        """Begin with bytes that were read before the two ends were joined; `preface` goes to the server before them, as
+        it is (a PROXY header).
+        """
+        for end in (self.client, self.server):
+            if end.events != UNWATCHED:
+                self._reactor.hand_over(end.fd, self)
+        if preface:
+            self._write(self.up, preface)
+        if to_server and self.state is State.OPEN:
             self._put(self.up, to_server)
-        if to_client and not self._closed:
+        if to_client and self.state is State.OPEN:
             self._put(self.down, to_client)
         for end, flow in ((self.client, self.up), (self.server, self.down)):
-            if end.engine is not None and end.engine.eof_received and not self._closed:
-                end.read_eof = True
-                self._pass_eof(flow)
-        self._adjust()
+            if end.engine is not None and self.state is State.OPEN:
+                self._after_tls(flow, end.engine)
+        if self.state is State.OPEN:
+            self._adjust(self.client, self.up, self.down)
+            self._adjust(self.server, self.down, self.up)
 
     # -- events ------------------------------------------------------------------------------------
 
     def on_event(self, fd: int, events: int) -> None:
         """One of the two sockets is ready for something."""
-        end = self.client if fd == self.client.fd else self.server
-        incoming, outgoing = (self.up, self.down) if end is self.client else (self.down, self.up)
+        if fd == self.client.fd:
+            end, incoming, outgoing = self.client, self.up, self.down
+        else:
+            end, incoming, outgoing = self.server, self.down, self.up
         self.active = True
-        try:
-            if events & (select.EPOLLOUT | BROKEN) and outgoing.waiting:
-                self._drain(outgoing)
-            if not self._closed and events & (select.EPOLLIN | select.EPOLLRDHUP | BROKEN) and not incoming.waiting:
-                if not end.read_eof:
-                    self._pump(incoming)
-                elif events & select.EPOLLERR or (events & BROKEN and end.write_eof):
-                    self._fail("connection reset")
-        except OSError as error:
-            self._fail(error.strerror or str(error))
-        if not self._closed:
-            self._adjust()
+        if events & select.EPOLLERR:
+            self._broken(end, _socket_error(end.sock))
+            return
+        if events & _WRITABLE and outgoing.waiting:
+            self._drain(outgoing)
+        if events & _READABLE and not incoming.waiting and not end.read_eof and self.state is State.OPEN:
+            self._pump(incoming)
+        if self.state is State.OPEN:
+            end.hung_up = bool(events & select.EPOLLHUP)
+            self._adjust(self.client, self.up, self.down)
+            self._adjust(self.server, self.down, self.up)
+
+    def _adjust(self, end: End, incoming: Flow, outgoing: Flow) -> None:
+        """Watch a socket for what can happen next."""
+        events = 0
+        if not end.read_eof and not incoming.waiting:
+            events = READ
+        if outgoing.waiting:
+            events |= WRITE
+        if events == end.events:
+            if not end.hung_up or events:
+                return
+        elif events or not end.hung_up:
+            end.events = events
+            self._reactor.watch(end.fd, events, self)
+            return
+        # Both sides of this socket have ended, and the other socket is not ready yet: the kernel would tell us again
+        # and again.
+        end.events = UNWATCHED
+        self._reactor.forget(end.fd)
+
+    # -- reading -----------------------------------------------------------------------------------
 
     def _pump(self, flow: Flow) -> None:
-        source, target = flow.source, flow.target
-        if source.engine is not None or target.engine is not None:
-            self._pump_tls(flow)
-            return
-        if flow.pipe is not None:
-            self._splice(flow)
-            return
-        for _ in range(ROUNDS_MAX):
-            try:
-                size = source.sock.recv_into(_buffer)
-            except BlockingIOError:
-                return
-            if not size:
-                source.read_eof = True
-                self._pass_eof(flow)
-                return
-            flow.bytes += size
-            try:
-                sent = target.sock.send(_view[:size])
-            except BlockingIOError:
-                sent = 0
-            if sent < size:
-                flow.held = bytes(_view[sent:size])
-                return
-            if size < BUFFER_BYTES // 4:
-                break
-        if flow.bytes > SPLICE_FROM_BYTES:
-            flow.pipe = _take_pipe()
-
-    def _splice(self, flow: Flow) -> None:
-        assert flow.pipe is not None
-        read_end, write_end = flow.pipe
-        for _ in range(ROUNDS_MAX):
-            try:
-                size = os.splice(flow.source.fd, write_end, PIPE_BYTES, flags=_SPLICE_FLAGS)
-            except BlockingIOError:
-                return
-            if not size:
-                flow.source.read_eof = True
-                self._pass_eof(flow)
-                return
-            flow.bytes += size
-            flow.piped += size
-            while flow.piped:
-                try:
-                    flow.piped -= os.splice(read_end, flow.target.fd, flow.piped, flags=_SPLICE_FLAGS)
-                except BlockingIOError:
-                    return
-
-    def _pump_tls(self, flow: Flow) -> None:
         source = flow.source
         try:
+            if source.engine is not None or flow.target.engine is not None:
+                self._pump_tls(flow)
+                return
+            if flow.bulk and self._splice(flow):
+                return
             size = source.sock.recv_into(_buffer)
         except BlockingIOError:
             return
-        engine = source.engine
+        except OSError as error:
+            self._broken(source, error)
+            return
         if not size:
             source.read_eof = True
-            if engine is not None:
-                engine.receive_eof()
-                if engine.truncated:
-                    self._fail("the connection ended without TLS close_notify")
-                    return
             self._pass_eof(flow)
             return
-        if engine is None:
-            self._put(flow, bytes(_view[:size]))
-            return
-        data = engine.receive(_view[:size])
-        reply = engine.data_to_send()  # alerts, key updates
-        if reply:
-            back = self.down if flow is self.up else self.up
-            self._write(back, reply)
-        if data:
-            self._put(flow, data)
-        if engine.state is TLSState.FAILED:
-            self._fail(str(engine.error))
-        elif engine.eof_received and not source.read_eof and not self._closed:
+        flow.bytes += size
+        flow.bulk = size >= SPLICE_FROM_BYTES
+        self._write(flow, _view[:size])
+
+    def _splice(self, flow: Flow) -> bool:
+        """Move bytes through a pipe. False: there is no pipe to be had, or the kernel can't do it here."""
+        pipe = _take_pipe()
+        if pipe is None:
+            flow.bulk = False
+            return False
+        source = flow.source
+        try:
+            size = os.splice(source.fd, pipe[1], PIPE_BYTES, flags=_SPLICE_FLAGS)
+        except OSError as error:
+            _give_pipe(pipe)
+            if error.errno in (errno.EINVAL, errno.ENOSYS):
+                flow.bulk = False
+                return False
+            raise
+        if not size:
+            _give_pipe(pipe)
             source.read_eof = True
             self._pass_eof(flow)
+            return True
+        flow.bytes += size
+        flow.bulk = size >= SPLICE_BELOW_BYTES
+        flow.pipe = pipe
+        flow.piped = size
+        self._empty_pipe(flow)
+        return True
 
-    def _put(self, flow: Flow, data: bytes) -> None:
-        """Plaintext for the flow's target."""
+    def _empty_pipe(self, flow: Flow) -> None:
+        pipe = flow.pipe
+        assert pipe is not None
+        try:
+            while flow.piped:
+                flow.piped -= os.splice(pipe[0], flow.target.fd, flow.piped, flags=_SPLICE_FLAGS)
+        except BlockingIOError:
+            flow.waiting = True
+            return
+        except OSError as error:
+            self._broken(flow.target, error)
+            return
+        flow.pipe = None
+        flow.waiting = False
+        _give_pipe(pipe)
+
+    def _pump_tls(self, flow: Flow) -> None:
+        source = flow.source
+        size = source.sock.recv_into(_buffer)
+        engine = source.engine
+        if not size:
+            if engine is not None:
+                engine.receive_eof()
+            source.read_eof = True
+            if engine is not None and engine.truncated:
+                self._break("the connection ended without TLS close_notify")
+            else:
+                self._pass_eof(flow)
+            return
+        if engine is None:
+            self._put(flow, _view[:size])
+            return
+        data = engine.receive(_view[:size])
+        if data:
+            self._put(flow, data)
+        if self.state is State.OPEN:
+            self._after_tls(flow, engine)
+
+    def _after_tls(self, flow: Flow, engine: TLSEngine) -> None:
+        """The source's engine has received something: pass on what that meant beside data."""
+        reply = engine.data_to_send()  # alerts, key updates
+        if reply:
+            self._write(self.down if flow is self.up else self.up, reply)
+        if self.state is not State.OPEN:
+            return
+        if engine.state is TLSState.FAILED:
+            self._break(str(engine.error))
+        elif engine.eof_received and not flow.source.read_eof:
+            flow.source.read_eof = True
+            self._pass_eof(flow)
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def _put(self, flow: Flow, data: bytes | memoryview) -> None:
+        """Plaintext for the flow's target. A memoryview is of the shared buffer, and good for this call only."""
         flow.bytes += len(data)
         engine = flow.target.engine
         if engine is not None:
-            if engine.state is not TLSState.OPEN:
-                return
             engine.send(data)
             data = engine.data_to_send()
+            if engine.state is TLSState.FAILED:
+                self._break(str(engine.error))
+                return
         self._write(flow, data)
 
-    def _write(self, flow: Flow, data: bytes) -> None:
-        if flow.held:
+    def _write(self, flow: Flow, data: bytes | memoryview) -> bool:
+        """Bytes for the target's socket. False: some are left, or it broke."""
+        if flow.waiting:  # what TLS says by itself, behind the data
             flow.held = bytes(flow.held) + data
-            return
-        if not data:
-            return
+            if len(flow.held) > HELD_BYTES_MAX:
+                self._break("the peer asks for more and more and reads nothing")
+            return False
         try:
             sent = flow.target.sock.send(data)
         except BlockingIOError:
             sent = 0
+        except OSError as error:
+            self._broken(flow.target, error)
+            return False
         if sent < len(data):
-            flow.held = memoryview(data)[sent:]
+            flow.held = bytes(data[sent:])
+            flow.waiting = True
+        return not flow.waiting
 
     def _drain(self, flow: Flow) -> None:
-        """The target takes more of what is held for it."""
-        try:
-            if flow.piped and flow.pipe is not None:
-                flow.piped -= os.splice(flow.pipe[0], flow.target.fd, flow.piped, flags=_SPLICE_FLAGS)
-            if flow.held:
+        """The target takes more of what is left for it."""
+        if flow.pipe is not None:
+            self._empty_pipe(flow)
+        else:
+            try:
                 sent = flow.target.sock.send(flow.held)
-                flow.held = memoryview(flow.held)[sent:] if sent < len(flow.held) else b""
-        except BlockingIOError:
-            return
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._broken(flow.target, error)
+                return
+            flow.waiting = sent < len(flow.held)
+            flow.held = memoryview(flow.held)[sent:] if flow.waiting else b""
         if not flow.waiting and flow.source.read_eof:
             self._pass_eof(flow)
 
@@ -264,55 +368,63 @@ class Relay:
     def _pass_eof(self, flow: Flow) -> None:
         """The source has ended: once all of it is written, so does our side of the target."""
         target = flow.target
-        if flow.held or flow.piped or target.write_eof:
+        if flow.waiting or target.write_eof or self.state is not State.OPEN:
             return
         if target.engine is not None and target.engine.state is TLSState.OPEN:
             target.engine.close()
-            self._write(flow, target.engine.data_to_send())
-        if flow.held:
-            return  # close_notify waits; `_drain` comes back here
+            if not self._write(flow, target.engine.data_to_send()):
+                return  # close_notify waits: `_drain` comes back here
         target.write_eof = True
-        with suppress(OSError):
-            target.sock.shutdown(socket.SHUT_WR)
-        if self.client.write_eof and self.server.write_eof:
-            self.close("")
-
-    def _adjust(self) -> None:
-        """Watch each socket for what can happen next."""
-        if self._closed:
+        if flow.source.write_eof:
+            self._close("")  # close(2) sends the FIN
             return
-        for end, incoming, outgoing in ((self.client, self.up, self.down), (self.server, self.down, self.up)):
-            events = 0
-            if not end.read_eof and not incoming.waiting:
-                events |= select.EPOLLIN
-            if outgoing.waiting:
-                events |= select.EPOLLOUT
-            if events != end.events:
-                end.events = events
-                self._reactor.watch(end.fd, events, self)
+        with suppress(OSError):  # a reset that nobody has told us of yet
+            target.sock.shutdown(socket.SHUT_WR)
 
-    def _fail(self, reason: str) -> None:
-        """One side broke: the other one gets a reset, so that it does not take the end for an orderly one."""
+    def _broken(self, end: End, error: OSError) -> None:
+        """A socket broke: its last words, then the other one's reset."""
+        if self.state is not State.OPEN:
+            return
+        self.state = State.BREAKING
+        flow = self.up if end is self.client else self.down
+        for _ in range(LAST_READS_MAX):
+            before = flow.bytes
+            if not flow.waiting and not end.read_eof:
+                self._pump(flow)
+            if flow.bytes == before:
+                break
+        self._reset(error.strerror or str(error))
+
+    def _break(self, reason: str) -> None:
+        """End now, and visibly."""
+        if self.state is State.OPEN:
+            self.state = State.BREAKING
+            self._reset(reason)
+
+    def _reset(self, reason: str) -> None:
         for end in (self.client, self.server):
             with suppress(OSError):
-                end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.close(reason)
+                end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._close(reason)
 
-    def close(self, reason: str) -> None:
-        """Close both. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
+    def _close(self, reason: str) -> None:
+        self.state = State.CLOSED
         for end in (self.client, self.server):
-            self._reactor.forget(end.fd)
+            self._reactor.closing(end.fd)
             end.sock.close()
         for flow in (self.up, self.down):
             if flow.pipe is not None:
-                _give_pipe(flow.pipe, not flow.piped)
+                _close_pipe(flow.pipe)
                 flow.pipe = None
-        self._on_closed(reason)
+        on_closed, self._on_closed = self._on_closed, None
+        if on_closed is not None:
+            on_closed(reason)
 
     def abort(self, reason: str) -> None:
-        """Cut both, visibly."""
-        if not self._closed:
-            self._fail(reason)
+        """Cut both, visibly. Idempotent."""
+        self._break(reason)
+
+
+def _socket_error(sock: socket.socket) -> OSError:
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return OSError(code, os.strerror(code)) if code else ConnectionResetError(errno.ECONNRESET, "connection reset")

@@ -4,18 +4,23 @@ A new client connection of a `tcp` listener gets a socket that is already connec
 so that its first byte is one round trip from its answer. A server that speaks first has its greeting waiting in the
 kernel's buffer.
 
-    CONNECTING ──> HANDSHAKING (TLS) ──> READY ──> handed out
-         └──────────────┴──> failed
+    CONNECTING ──> HANDSHAKING (TLS) ──> READY ──> taken
+         └──────────────┴──────────────────┴──> CLOSED (`error` says why a dial failed)
+
+A link belongs to a client's connection from `take` on. `on_done` is called exactly once for a dial that became READY
+or failed, perhaps before `SocketPool.dial` returns, and not for one that its owner closed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
 import select
 import socket
 from enum import Enum
+from ipaddress import ip_address
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -24,13 +29,14 @@ from tlscache.engine import State as TLSState
 from .connect import connect_error, new_socket, open_socket
 from .errors import Kind, ProxyError
 from .metrics import PoolCounters
-from .reactor import BROKEN, READ, WRITE
+from .reactor import BROKEN, READ, UNWATCHED, WRITE
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from routing.balancer import EndpointState
+    from routing.model import Endpoint
     from tlscache.engine import TLSEngine
 
     from .connect import SockAddress
@@ -41,6 +47,9 @@ if TYPE_CHECKING:
     from .upstream import UpstreamRuntime
 
 RECEIVE_BYTES: Final = 64 * 1024
+_GREETING_SEEN: Final = select.EPOLLRDHUP  # an idle link that has bytes: only its end is of interest
+_UNDER_WAY: Final = (0, errno.EINPROGRESS)
+_ENDED: Final = (b"\x07", b"\x08")  # tcpi_state, the first octet of struct tcp_info: CLOSE and CLOSE_WAIT
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 
@@ -56,7 +65,8 @@ class State(Enum):
 
 class Link:
     """A socket to an endpoint, with its TLS engine where there is one. `early` is plaintext that came with the
-    handshake.
+    handshake; `preface` goes out before everything else (a PROXY header, which stands before TLS); `events` is what the
+    reactor watches the socket for.
     """
 
     __slots__ = (
@@ -64,25 +74,31 @@ class Link:
         "early",
         "engine",
         "error",
+        "events",
         "expires",
         "on_done",
         "pool",
+        "preface",
         "seconds",
         "sock",
         "state",
         "timer_bucket",
     )
 
-    def __init__(self, pool: SocketPool, engine: TLSEngine | None, on_done: Callable[[Link], None]) -> None:
+    def __init__(
+        self, pool: SocketPool, engine: TLSEngine | None, on_done: Callable[[Link], None], preface: bytes = b""
+    ) -> None:
         self.pool = pool
         self.engine = engine
-        self.on_done = on_done
+        self.on_done: Callable[[Link], None] | None = on_done
+        self.preface = preface
+        self.events = UNWATCHED
         self.sock: socket.socket | None = None
         self.state = State.CONNECTING
         self.error: ProxyError | None = None
         self.early = b""
         self.born = monotonic()
-        self.seconds = 0.0
+        self.seconds = 0.0  # what connecting took, without TLS: one round trip
         self.expires = 0.0
         self.timer_bucket: set[Timed] | None = None
 
@@ -100,19 +116,28 @@ class Link:
             self._fail(ProxyError(Kind.UNAVAILABLE, f"no socket: {error.strerror}", unprocessed=True))
             return
         code = sock.connect_ex(address[1])
-        if code not in (0, errno.EINPROGRESS, errno.EAGAIN):
+        if code not in _UNDER_WAY:  # EAGAIN too: a Unix socket whose backlog is full, or no local port is left
             self._fail(connect_error(pool.target.endpoint, OSError(code, os.strerror(code))))
             return
-        pool.reactor.watch(sock.fileno(), WRITE, self)
-        now = monotonic()
-        pool.upstream.timers.set(self, now + pool.settings.connect_s, now)
+        self._watch(WRITE)
+        pool.upstream.timers.set(self, self.born + pool.settings.connect_s, self.born)
 
-    def adopt(self, sock: socket.socket) -> None:
-        """A socket that was connected elsewhere (several addresses raced)."""
+    def adopt(self, sock: socket.socket, seconds: float) -> None:
+        """A socket that was connected elsewhere (several addresses raced), in so many seconds."""
         self.sock = sock
+        self.seconds = seconds
         now = monotonic()
-        self.pool.upstream.timers.set(self, now + self.pool.settings.connect_s, now)
+        self.pool.upstream.timers.set(self, self.born + self.pool.settings.connect_s, now)
         self._connected()
+
+    def fail(self, error: ProxyError) -> None:
+        """It could not be connected elsewhere."""
+        self._fail(error)
+
+    def _watch(self, events: int) -> None:
+        if self.sock is not None and events != self.events:
+            self.events = events
+            self.pool.reactor.watch(self.sock.fileno(), events, self)
 
     def on_timer(self, now: float) -> None:
         """The dial took too long."""
@@ -128,6 +153,7 @@ class Link:
             if code:
                 self._fail(connect_error(self.pool.target.endpoint, OSError(code, os.strerror(code))))
             else:
+                self.seconds = monotonic() - self.born
                 self._connected()
         elif self.state is State.HANDSHAKING:
             self._shake_hands()
@@ -136,14 +162,15 @@ class Link:
 
     def _connected(self) -> None:
         engine = self.engine
-        if engine is None:
-            self._ready()
+        if engine is not None:
+            self.state = State.HANDSHAKING
+            engine.start()
+            self._send(self.preface + engine.data_to_send())
+            self._watch(READ)
             return
-        self.state = State.HANDSHAKING
-        engine.start()
-        self._flush_engine(engine)
-        if self.sock is not None:
-            self.pool.reactor.watch(self.sock.fileno(), READ, self)
+        self._send(self.preface)
+        if self.state is State.CONNECTING:
+            self._ready()
 
     def _shake_hands(self) -> None:
         engine, sock = self.engine, self.sock
@@ -154,79 +181,90 @@ class Link:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(
-                ProxyError(
-                    Kind.TLS,
-                    f"{self.pool.target.endpoint}: {error.strerror} during the TLS handshake",
-                    unprocessed=True,
-                )
-            )
+            self._fail_tls(f"{error.strerror} during the TLS handshake")
             return
         if not data:
-            self._fail(
-                ProxyError(Kind.TLS, f"{self.pool.target.endpoint} closed during the TLS handshake", unprocessed=True)
-            )
+            engine.receive_eof()
+            self._fail(self.pool.upstream.tls_error(self.pool.target.endpoint, engine))
             return
         self.early += engine.receive(data)
-        self._flush_engine(engine)
+        self._send(engine.data_to_send())
         if engine.state is TLSState.OPEN:
-            self._ready()
+            if self.state is State.HANDSHAKING:
+                self._ready()
         elif engine.state is not TLSState.HANDSHAKING:
             self._fail(self.pool.upstream.tls_error(self.pool.target.endpoint, engine))
 
-    def _flush_engine(self, engine: TLSEngine) -> None:
-        data = engine.data_to_send()
+    def _send(self, data: bytes) -> None:
         if data and self.sock is not None:
             try:
                 sent = self.sock.send(data)
             except OSError as error:
-                self._fail(ProxyError(Kind.TLS, f"{self.pool.target.endpoint}: {error.strerror}", unprocessed=True))
+                self._fail_tls(str(error.strerror))
                 return
             if sent < len(data):  # a handshake flight always fits a fresh socket's buffer
-                self._fail(ProxyError(Kind.TLS, f"{self.pool.target.endpoint}: takes no handshake", unprocessed=True))
+                self._fail_tls("takes no handshake")
+
+    def _fail_tls(self, what: str) -> None:
+        kind = Kind.TLS if self.engine is not None else Kind.TERMINATED
+        self._fail(ProxyError(kind, f"{self.pool.target.endpoint}: {what}", unprocessed=True))
 
     def _ready(self) -> None:
         self.state = State.READY
-        upstream = self.pool.upstream
-        upstream.timers.cancel(self)
-        self.seconds = monotonic() - self.born
-        self.on_done(self)
+        self.pool.upstream.timers.cancel(self)
+        self._tell()
 
     def _fail(self, error: ProxyError) -> None:
         if self.state is State.CLOSED:
             return
         self.error = error
+        on_done = self.on_done
         self.close()
-        self.on_done(self)
+        self.on_done = on_done
+        self._tell()
+
+    def _tell(self) -> None:
+        on_done, self.on_done = self.on_done, None
+        if on_done is not None:
+            on_done(self)
 
     # -- idle --------------------------------------------------------------------------------------
 
     def rest(self) -> None:
         """Wait for a client: notice when the endpoint hangs up."""
-        assert self.sock is not None
-        self.pool.reactor.watch(self.sock.fileno(), READ, self)
+        self._watch(READ)
 
     def _idle_event(self, fd: int, events: int) -> None:
         if events & (BROKEN | select.EPOLLRDHUP):
             self.pool.lost(self)
             self.close()
         elif events & select.EPOLLIN:  # a server that speaks first: its greeting stays in the kernel's buffer
-            self.pool.reactor.watch(fd, select.EPOLLRDHUP, self)
+            self._watch(_GREETING_SEEN)
+
+    @property
+    def alive(self) -> bool:
+        """The peer had not hung up a moment ago, though its end may not have been reported to us yet."""
+        sock = self.sock
+        if sock is None or self.state is not State.READY:
+            return False
+        if sock.family == socket.AF_UNIX:
+            return True
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) not in _ENDED
 
     def take(self) -> socket.socket:
-        """The socket, for the caller from now on."""
+        """The socket, for the caller from now on: it closes it, and hands its descriptor over in the reactor."""
         sock, self.sock = self.sock, None
         assert sock is not None
-        self.pool.reactor.forget(sock.fileno())
         return sock
 
     def close(self) -> None:
         """Give up. Idempotent."""
         self.state = State.CLOSED
+        self.on_done = None
         self.pool.upstream.timers.cancel(self)
         sock, self.sock = self.sock, None
         if sock is not None:
-            self.pool.reactor.forget(sock.fileno())
+            self.pool.reactor.closing(sock.fileno())
             sock.close()
 
 
@@ -241,6 +279,7 @@ class SocketPool:
         self.settings = settings
         self.reactor = reactor
         self.tls = tls
+        self._address = _fixed_address(target.endpoint)
         self.counters = PoolCounters()
         self.idle: list[Link] = []
         self.dialling = 0
@@ -266,39 +305,46 @@ class SocketPool:
 
     def take(self) -> Link | None:
         """A ready link, or None. What is taken is replaced."""
-        if not self.idle:
-            return None
-        link = self.idle.pop()
-        self.target.ready -= 1
-        self.refill()
-        return link
+        while self.idle:
+            link = self.idle.pop()
+            self.target.ready -= 1
+            if link.alive:
+                self.counters.reused += 1
+                self.refill()
+                return link
+            link.close()
+        return None
 
-    def dial(self, on_done: Callable[[Link], None]) -> Link:
+    def dial(self, on_done: Callable[[Link], None], preface: bytes = b"") -> Link:
         """A new link for the caller; `on_done` is called once it is ready or has failed (`error`)."""
-        engine = self.upstream.new_engine(self.target.endpoint) if self.tls else None
-        link = Link(self, engine, on_done)
         endpoint = self.target.endpoint
-        known = (
-            [(socket.AF_UNIX, endpoint.path)]
-            if endpoint.path
-            else self.upstream.resolver.known(endpoint.host, endpoint.port)
-        )
-        if known is not None and len(known) == 1:
-            link.dial(known[0])
-        else:
-            self.upstream.background.start(self._dial_slowly(link), f"dial {endpoint}")
+        engine = self.upstream.new_engine(endpoint) if self.tls else None
+        link = Link(self, engine, on_done, preface)
+        address = self._address
+        if address is None:
+            known = self.upstream.resolver.known(endpoint.host, endpoint.port)
+            if known is None or len(known) > 1:
+                self.upstream.background.start(self._dial_slowly(link), f"dial {endpoint}")
+                return link
+            address = known[0]
+        link.dial(address)
         return link
 
     async def _dial_slowly(self, link: Link) -> None:
+        """Where the name is not known yet, or has several addresses to race."""
+        endpoint, limit_s = self.target.endpoint, self.settings.connect_s
         try:
-            sock, _, _ = await open_socket(self.target.endpoint, self.upstream.resolver, self.upstream.socket_options)
+            async with asyncio.timeout(limit_s):
+                sock, _, seconds = await open_socket(endpoint, self.upstream.resolver, self.upstream.socket_options)
         except ProxyError as error:
-            link._fail(error)
-            return
-        if link.state is State.CLOSED:
-            sock.close()
-            return
-        link.adopt(sock)
+            link.fail(error)
+        except TimeoutError:
+            link.on_timer(monotonic())
+        else:
+            if link.state is State.CLOSED:
+                sock.close()
+            else:
+                link.adopt(sock, seconds)
 
     def _refill_one(self, first: bool = False) -> None:
         self.dialling += 1
@@ -348,6 +394,9 @@ class SocketPool:
         engine = link.engine
         kind = "plain" if engine is None else "resumed" if engine.resumed else "full"
         self.counters.opened[kind] += 1
+        self.counters.tcp.observe(link.seconds)
+        if engine is not None:
+            self.counters.tls.observe(monotonic() - link.born - link.seconds)
         self._failures = 0
         self._refill_at = 0.0
         self.last_error = None
@@ -399,6 +448,10 @@ class SocketPool:
             snapshot.add("upstream_connections_opened", count, upstream=upstream, region=region, handshake=handshake)
         snapshot.add("upstream_connections_reused", self.counters.reused, upstream=upstream, region=region)
         snapshot.add("upstream_dial_failures", self.counters.dial_failures, upstream=upstream, region=region)
+        for phase, histogram in (("tcp", self.counters.tcp), ("tls", self.counters.tls)):
+            snapshot.add_histogram(
+                "upstream_handshake_seconds", histogram, upstream=upstream, region=region, phase=phase
+            )
         snapshot.add("upstream_pool_idle", len(self.idle), upstream=upstream, region=region, endpoint=endpoint)
         snapshot.add("connections_open", self.open + len(self.idle), side="upstream", upstream=upstream)
 
@@ -409,3 +462,14 @@ class SocketPool:
             self.target.ready -= 1
             link.close()
         self.idle.clear()
+
+
+def _fixed_address(endpoint: Endpoint) -> SockAddress | None:
+    """Where the endpoint is a Unix socket or an IP address; None for a name."""
+    if endpoint.path:
+        return socket.AF_UNIX, endpoint.path
+    try:
+        version = ip_address(endpoint.host).version
+    except ValueError:
+        return None
+    return (socket.AF_INET if version == 4 else socket.AF_INET6), (endpoint.host, endpoint.port)

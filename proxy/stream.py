@@ -115,6 +115,11 @@ class Codec(ABC):
     def stream_limit(self) -> int:
         """Client role: how many requests the peer takes at once."""
 
+    @property
+    def upgrades(self) -> bool | None:
+        """Client role: whether the peer can be asked for an upgrade; None while that is not known."""
+        return True
+
     @abstractmethod
     def drain(self) -> None:
         """Take no new requests: GOAWAY, or `connection: close` on the next head."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import Kind, ProxyError
@@ -25,6 +26,7 @@ from .message import (
     GoAway,
     HeadersReceived,
     HeadRefused,
+    LimitsChanged,
     PingAcknowledged,
     StreamReset,
     StreamWritable,
@@ -46,12 +48,13 @@ UNREAD_MAX: Final = 1024 * 1024
 more.
 """
 _TCP_INFO_BYTES: Final = 256
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger
 
 
 class ConnectionStream(Stream):
     """A `Stream`: one request's half of a connection."""
 
-    __slots__ = ("blocked", "connection", "handler", "id", "paused", "received_end", "sent_end", "unconsumed")
+    __slots__ = ("blocked", "connection", "handler", "held", "id", "paused", "received_end", "sent_end", "unconsumed")
 
     def __init__(self, connection: Connection, stream_id: int, handler: StreamHandler) -> None:
         self.connection = connection
@@ -59,7 +62,8 @@ class ConnectionStream(Stream):
         self.handler: StreamHandler | None = handler
         self.paused = 0
         self.unconsumed = 0
-        self.blocked = False
+        self.blocked = False  # the handler waits for `on_writable`
+        self.held = False  # because the codec holds bytes back (else: because the socket does)
         self.received_end = False
         self.sent_end = False
 
@@ -91,6 +95,7 @@ class ConnectionStream(Stream):
         if free and connection.writable:
             return True
         self.blocked = True
+        self.held = not free
         return False
 
     def send_trailers(self, fields: Fields) -> None:
@@ -155,8 +160,11 @@ class Connection:
         """Both halves of the stream have ended, or it was reset."""
         raise NotImplementedError
 
-    def on_goaway(self) -> None:
-        """The peer takes no new streams."""
+    def on_goaway(self, calm: bool) -> None:
+        """The peer takes no new streams (`calm`: because we ask too much of it)."""
+
+    def on_limits(self) -> None:
+        """What may be opened on this connection has changed."""
 
     def on_ping(self, payload: bytes) -> None:
         """The peer acknowledged a PING of ours."""
@@ -217,13 +225,17 @@ class Connection:
                     self._reset_stream(stream, event.error)
             case StreamWritable():
                 stream = self.streams.get(event.stream_id)
-                if stream is not None and stream.blocked and self.writable and stream.handler is not None:
-                    stream.blocked = False
-                    stream.handler.on_writable()
+                if stream is not None:
+                    stream.held = False
+                    if stream.blocked and self.writable and stream.handler is not None:
+                        stream.blocked = False
+                        stream.handler.on_writable()
             case HeadRefused():
                 self.on_request(event)
             case GoAway():
-                self.on_goaway()
+                self.on_goaway(event.calm)
+            case LimitsChanged():
+                self.on_limits()
             case PingAcknowledged():
                 self.on_ping(event.payload)
             case ConnectionFailed():
@@ -313,6 +325,12 @@ class Connection:
             self.adjust_reading()
         if codec.pending:
             self.deliver(codec.receive(b""))
+            self.after_pending()
+
+    def after_pending(self) -> None:
+        """Held bytes were read; whatever they left behind."""
+        if self.codec.closing:
+            self.touch()
 
     def shut_down_writing(self) -> None:
         """End our direction; the peer's goes on."""
@@ -339,7 +357,7 @@ class Connection:
             if self.read_paused:
                 self.adjust_reading()
             for stream in list(self.streams.values()):
-                if stream.blocked and stream.handler is not None:
+                if stream.blocked and not stream.held and stream.handler is not None:
                     stream.blocked = False
                     stream.handler.on_writable()
         finally:
@@ -359,6 +377,16 @@ class Connection:
                 transport.write(data)
         transport.close()
 
+    def break_off(self) -> None:
+        """Close with a reset, so that the peer can't take the end for an orderly one; what was sent before it stands.
+        """
+        transport = self.transport
+        if transport is not None and not transport.is_closing():
+            self.flush()
+            with suppress(OSError):
+                socket_of(transport).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            transport.abort()
+
     def abort(self) -> None:
         """Close at once; what is buffered is lost."""
         if self.transport is not None:
@@ -371,14 +399,19 @@ class Connection:
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
+        unprocessed = self.request_unread() if self.streams else False
         self.transport = None
         self.turn.begin()
         try:
             text = f"connection lost: {exc}" if exc else "connection closed"
-            self.fail_streams(ProxyError(Kind.TERMINATED, text))
+            self.fail_streams(ProxyError(Kind.TERMINATED, text, unprocessed=unprocessed))
             self.on_lost(exc)
         finally:
             self.turn.end()
+
+    def request_unread(self) -> bool:
+        """Whether the peer can't have read any byte of what is open (client role)."""
+        return False
 
     def on_lost(self, exc: Exception | None) -> None:
         """After the last stream was reset."""

@@ -3,8 +3,11 @@
     PRELUDE (PROXY header, TLS handshake, or ClientHello) ──> CONNECTING ──> RELAYING ──> CLOSED
 
 A new client gets a warm link where there is one. Else links are dialled, and as no byte of the client has been sent
-yet, dials to other regions may race: a further one starts when one fails, or takes longer than `RACE_AFTER_S`; the
-first that is ready wins.
+yet, dials to other regions may race: a further one (as many as `retry` allows) starts when one fails, or when nothing
+is ready after `RACE_AFTER_S`; the first that is ready wins.
+
+While CONNECTING the client's bytes wait in the kernel, and (once that takes long) only its reset is noticed. A connection is idle when no byte
+moved for `timeouts.idle`, give or take a quarter.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from enum import Enum
-from ipaddress import ip_address
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,10 +27,10 @@ from .access_log import AccessRecord, encode
 from .codec.client_hello import ClientHello, ClientHelloReader
 from .codec.proxy_protocol import NotProxyProtocol, ProxyHeader, ProxyProtocolReader, write_v1, write_v2
 from .metrics import Histogram
-from .reactor import BROKEN, READ
+from .reactor import BROKEN, READ, UNWATCHED
 from .relay import End, Relay
 from .sockpool import Link
-from .tcp import tcp_info
+from .sockpool import State as LinkState
 
 if TYPE_CHECKING:
     from routing.balancer import EndpointState
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
 
 RACE_AFTER_S: Final = 0.25
 ACCEPT_BATCH: Final = 64
-PRELUDE_BYTES_MAX: Final = 64 * 1024
+ACCEPT_PAUSE_S: Final = 0.1
 RECEIVE_BYTES: Final = 64 * 1024
+IDLE_CHECKS: Final = 4
+"""How often within the idle time a connection is looked at."""
 
 
 class State(Enum):
@@ -62,15 +66,17 @@ class Tunnel:
 
     __slots__ = (
         "_begun",
+        "_connecting_since",
         "_dials",
         "_engine",
+        "_events",
         "_first_bytes",
         "_hello",
         "_link",
         "_proxy_header",
-        "_raced",
-        "_tried",
+        "_quiet",
         "client",
+        "destination",
         "listener",
         "peer",
         "relay",
@@ -81,6 +87,7 @@ class Tunnel:
         "state",
         "target",
         "timer_bucket",
+        "tried",
         "upstream",
     )
 
@@ -92,6 +99,7 @@ class Tunnel:
         self.sock = sock
         self.peer: tuple[str, int] = (address[0], address[1]) if isinstance(address, tuple) else ("", 0)
         self.client = self.peer[0] or "unix"
+        self.destination: tuple[str, int] | None = None  # as a PROXY header names it
         self.started = monotonic()
         self.state = State.PRELUDE
         self.timer_bucket: set[Timed] | None = None
@@ -102,11 +110,13 @@ class Tunnel:
         self._proxy_header = ProxyProtocolReader() if listener.section.proxy_protocol else None
         self._hello = ClientHelloReader() if listener.section.protocol == "sni" else None
         self._first_bytes = b""
+        self._events = UNWATCHED
         self._dials: list[Link] = []
-        self._tried: list[EndpointState] = []
+        self.tried: list[EndpointState] = []
         self._begun: list[EndpointState] = []
         self._link: Link | None = None
-        self._raced = False
+        self._connecting_since = 0.0
+        self._quiet = 0
 
     def __repr__(self) -> str:
         return f"<Tunnel {self.client} to {self.target.endpoint if self.target else '-'} {self.state.value}>"
@@ -116,9 +126,13 @@ class Tunnel:
         if self._engine is None and self._proxy_header is None and self._hello is None:
             self._connect()
             return
-        worker = self.listener.worker
-        worker.timers.set(self, self.started + self.listener.header_timeout, self.started)
-        worker.reactor.watch(self.sock.fileno(), READ, self)
+        self.listener.worker.timers.set(self, self.started + self.listener.header_timeout, self.started)
+        self._watch(READ)
+
+    def _watch(self, events: int) -> None:
+        if events != self._events:
+            self._events = events
+            self.listener.worker.reactor.watch(self.sock.fileno(), events, self)
 
     # -- prelude -----------------------------------------------------------------------------------
 
@@ -153,6 +167,7 @@ class Tunnel:
             if found.source is not None:
                 self.peer = found.source
                 self.client = found.source[0]
+                self.destination = found.destination
             data = reader.rest
         if self._engine is not None:
             self._shake_hands(self._engine, data)
@@ -198,34 +213,37 @@ class Tunnel:
             self._end(f"no route for server name {self.server_name!r}", Outcome.CANCELLED)
             return
         self.route = route
-        self.upstream = listener.upstreams[route.upstream]
+        upstream = self.upstream = listener.upstreams[route.upstream]
         self.state = State.CONNECTING
-        worker = listener.worker
-        worker.reactor.watch(
-            self.sock.fileno(), 0, self
-        )  # errors only: its bytes wait until there is somewhere to send them
-        now = monotonic()
-        key = self.peer[0].encode() if self.upstream.session_key is not None and self.peer[0] else None
-        balancer = self.upstream.balancer
+        now = self._connecting_since = monotonic()
+        key = self.peer[0].encode() if upstream.session_key is not None and self.peer[0] else None
+        balancer = upstream.balancer
         balancer.count_request(now)
         target = balancer.pick(now, key)
         if target is None:
-            self._end(self.upstream.nothing_available(now), Outcome.CANCELLED)
+            self._end(upstream.nothing_available(now), Outcome.CANCELLED)
             return
-        worker.timers.set(self, now + RACE_AFTER_S, now)
         self._try(target, now)
+        if self.state is State.CONNECTING:
+            listener.worker.timers.set(self, now + RACE_AFTER_S, now)
+            if self._events != UNWATCHED:
+                self._watch(0)
 
     def _try(self, target: EndpointState, now: float) -> None:
-        self._tried.append(target)
+        self.tried.append(target)
         self._begun.append(target)
         self.upstream.balancer.begin(target, now)
         pool = self.upstream.socket_pool(target, passthrough=self.listener.section.protocol == "sni")
         link = pool.take()
         if link is not None:
-            pool.counters.reused += 1
             self._joined(link)
             return
-        self._dials.append(pool.dial(self._dialled))
+        link = pool.dial(self._dialled, self._header_for_upstream() if pool.tls else b"")
+        if link.state in (LinkState.CONNECTING, LinkState.HANDSHAKING):
+            self._dials.append(link)
+        elif self.state is State.CONNECTING and not self._dials:  # each failed at once
+            assert link.error is not None
+            self._end(link.error.details, Outcome.CONNECT_FAILED)
 
     def _dialled(self, link: Link) -> None:
         pool = link.pool
@@ -236,21 +254,22 @@ class Tunnel:
         if self.state is not State.CONNECTING:
             link.close()
             return
-        if link in self._dials:
+        within_dial = link not in self._dials
+        if not within_dial:
             self._dials.remove(link)
         if link.error is None:
             self._joined(link)
             return
         now = monotonic()
         self._settle(pool.target, Outcome.CONNECT_FAILED, now)
-        if not self._try_another(now) and not self._dials:
+        if not self._try_another(now) and not self._dials and not within_dial:
             self._end(link.error.details, Outcome.CONNECT_FAILED)
 
     def _try_another(self, now: float) -> bool:
         retry = self.route.retry
-        if retry is None or len(self._tried) > retry.attempts:
+        if retry is None or len(self.tried) > retry.attempts:
             return False
-        target = self.upstream.balancer.pick_alternate(now, self._tried, False)
+        target = self.upstream.balancer.pick_alternate(now, self.tried, False)
         if target is None:
             return False
         self._try(target, now)
@@ -261,63 +280,57 @@ class Tunnel:
         if self.state is State.PRELUDE:
             self._end(f"the client said nothing for {self.listener.header_timeout:g} s", Outcome.CANCELLED)
         elif self.state is State.CONNECTING:
-            waited = now - self.started
-            if waited > self.route.timeouts.connect * 2:
+            if now - self._connecting_since > self.route.timeouts.connect * 2:
                 self._end("no endpoint could be reached in time", Outcome.TIMEOUT)
                 return
-            if not self._raced:
-                self._raced = True
-                self._try_another(now)
+            self._try_another(now)
             if self.state is State.CONNECTING:
+                self._watch(0)
                 self.listener.worker.timers.set(self, now + RACE_AFTER_S, now)
-        elif self.state is State.RELAYING and self.relay is not None:
-            idle = self.route.timeouts.idle
-            if not self.relay.active:
-                self.relay.abort(f"idle for {idle:g} s")
-                return
-            self.relay.active = False
-            self.listener.worker.timers.set(self, now + idle, now)
+        elif self.relay is not None:
+            self._check_idle(self.relay, now)
+
+    def _check_idle(self, relay: Relay, now: float) -> None:
+        idle = self.route.timeouts.idle
+        self._quiet = 0 if relay.active else self._quiet + 1
+        relay.active = False
+        if self._quiet >= IDLE_CHECKS:
+            relay.abort(f"idle for {idle:g} s")
+        else:
+            self.listener.worker.timers.set(self, now + idle / IDLE_CHECKS, now)
 
     def _joined(self, link: Link) -> None:
         """A link is ready: relay."""
         now = monotonic()
+        target = self.target = link.pool.target
         self._link = link
-        self.target = link.pool.target
         for loser in self._dials:
             loser.close()
         self._dials.clear()
-        for other in [one for one in self._begun if one is not self.target]:
+        for other in [one for one in self._begun if one is not target]:
             self._settle(other, Outcome.CANCELLED, now)
+        self._begun.clear()
+        self.upstream.balancer.established(target, now, target.floor.value)  # L4 shows no service time
         link.pool.open += 1
-        worker = self.listener.worker
-        worker.reactor.forget(self.sock.fileno())
-        upstream_sock = link.take()
-        header = self._header_for_upstream()
-        if header:
-            try:
-                upstream_sock.send(header)  # a fresh socket's buffer takes it whole
-            except OSError as error:
-                upstream_sock.close()
-                link.pool.open -= 1
-                self._end(f"{self.target.endpoint}: {error.strerror}", Outcome.RESET)
-                return
-        self._begun.remove(self.target)
-        self.upstream.balancer.established(self.target, now, max(self.target.floor.value, 1e-6))
         self.state = State.RELAYING
-        self.relay = Relay(
-            worker.reactor, End(self.sock, self._engine), End(upstream_sock, link.engine), self._relay_closed
+        worker = self.listener.worker
+        client = End(self.sock, self._engine, self._events)
+        relay = self.relay = Relay(
+            worker.reactor, client, End(link.take(), link.engine, link.events), self._relay_closed
         )
-        worker.timers.set(self, now + self.route.timeouts.idle, now)
+        worker.timers.set(self, now + self.route.timeouts.idle / IDLE_CHECKS, now)
         first, self._first_bytes = self._first_bytes, b""
-        self.relay.start(first, link.early)
+        relay.start(b"" if link.pool.tls else self._header_for_upstream(), first, link.early)
 
     def _header_for_upstream(self) -> bytes:
         version = self.upstream.section.proxy_protocol
         if version == "off":
             return b""
-        name = self.sock.getsockname()
-        known = isinstance(name, tuple) and bool(self.peer[0])
-        header = ProxyHeader(self.peer, (name[0], name[1])) if known else ProxyHeader()
+        destination = self.destination
+        if destination is None:
+            name = self.sock.getsockname()
+            destination = (name[0], name[1]) if isinstance(name, tuple) else None
+        header = ProxyHeader(self.peer, destination) if self.peer[0] else ProxyHeader()
         return write_v1(header) if version == "v1" else write_v2(header)
 
     # -- the end -----------------------------------------------------------------------------------
@@ -328,17 +341,18 @@ class Tunnel:
             self.upstream.balancer.finish(target, now, outcome, now - self.started)
 
     def _relay_closed(self, reason: str) -> None:
-        link = self._link
-        relay = self.relay
+        link, relay, target = self._link, self.relay, self.target
         assert link is not None
         assert relay is not None
+        assert target is not None
+        self._link = None
         link.pool.open -= 1
         link.pool.refill()
         self.listener.bytes_up += relay.up.bytes
         self.listener.bytes_down += relay.down.bytes
-        if self.target is not None:
-            self.upstream.balancer.closed(self.target)
+        self.upstream.balancer.closed(target)
         self._closed(reason)
+        self.relay = None  # which holds on to this tunnel: no cycle is left for the collector
 
     def _end(self, reason: str, outcome: Outcome) -> None:
         """Before (or instead of) a relay: close the client's socket."""
@@ -350,7 +364,7 @@ class Tunnel:
         self._dials.clear()
         for target in list(self._begun):
             self._settle(target, outcome, now)
-        self.listener.worker.reactor.forget(self.sock.fileno())
+        self.listener.worker.reactor.closing(self.sock.fileno())
         self.sock.close()
         self._closed(reason)
 
@@ -396,6 +410,8 @@ class TunnelListener:
     def open(self, sock: socket.socket) -> None:
         """Begin to accept."""
         self._sock = sock
+        if sock.family != socket.AF_UNIX:  # what is accepted inherits it (tcp(7))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.worker.reactor.watch(sock.fileno(), READ, self)
 
     def route(self, routes: tuple[Route, ...], upstreams: dict[str, UpstreamRuntime]) -> None:
@@ -419,10 +435,12 @@ class TunnelListener:
                 return
             try:
                 client, address = sock.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            except BlockingIOError:
                 return
-            except OSError as error:  # out of descriptors: the backlog holds the clients meanwhile
-                self.worker.log.error("accept_failed", listener=self.name, error=error.strerror)
+            except (ConnectionAbortedError, InterruptedError):
+                continue
+            except OSError as error:
+                self._pause_accepting(sock, error)
                 return
             self.accepted += 1
             if len(self.tunnels) >= self.connection_limit:
@@ -430,14 +448,22 @@ class TunnelListener:
                 client.close()
                 continue
             client.setblocking(False)
-            if client.family != socket.AF_UNIX:
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             tunnel = Tunnel(self, client, address)
             self.tunnels.add(tunnel)
             tunnel.start()
 
+    def _pause_accepting(self, sock: socket.socket, error: OSError) -> None:
+        """Out of descriptors, or memory: the backlog holds the clients meanwhile."""
+        self.worker.log.error("accept_failed", listener=self.name, error=error.strerror, paused_s=ACCEPT_PAUSE_S)
+        self.worker.reactor.forget(sock.fileno())
+        self.worker.loop.call_later(ACCEPT_PAUSE_S, self._resume_accepting)
+
+    def _resume_accepting(self) -> None:
+        if self._sock is not None:
+            self.worker.reactor.watch(self._sock.fileno(), READ, self)
+
     def tick(self) -> None:
-        """Once a second: nothing."""
+        """Once a second. Nothing here is counted over time."""
 
     def done(self, tunnel: Tunnel, reason: str) -> None:
         """A connection has ended: count and log it."""
@@ -455,7 +481,7 @@ class TunnelListener:
         """Close the listening socket. Idempotent."""
         sock, self._sock = self._sock, None
         if sock is not None:
-            self.worker.reactor.forget(sock.fileno())
+            self.worker.reactor.closing(sock.fileno())
             sock.close()
 
     def drain(self) -> None:
@@ -520,11 +546,8 @@ def _record(tunnel: Tunnel, reason: str, now: float) -> AccessRecord:
         record.upstream = tunnel.route.upstream
         record.region = target.region.name
         record.endpoint = str(target.endpoint)
-    record.attempts = len(tunnel._tried)
+    record.attempts = len(tunnel.tried)
     if reason:
         record.error = "tunnel"
         record.details = reason
     return record
-
-
-__all__ = ["Tunnel", "TunnelListener", "ip_address", "tcp_info"]

@@ -9,7 +9,8 @@ Rules:
   wants it (MAX_HEADER_LIST_SIZE): else the stream is reset and nothing of it is sent.
 - The 2xx to an upgrade is shown as the 101 that HTTP/1.1 would have answered; anything else, like the refusal of a
   CONNECT, is a message as usual, and the request's side is ended.
-- After `drain`, or the server's GOAWAY, nothing is opened, and `closing` is true once all streams have ended.
+- After `drain`, the server's GOAWAY or the last stream id, nothing is opened, and `closing` is true once all streams
+  have ended.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from __future__ import annotations
 from typing import Final
 
 from proxy.errors import Kind, ProxyError
-from proxy.message import DataReceived, GoAway, HeadersReceived, RequestHead, ResponseHead, StreamReset
+from proxy.message import (
+    DataReceived,
+    GoAway,
+    HeadersReceived,
+    LimitsChanged,
+    RequestHead,
+    ResponseHead,
+    StreamReset,
+)
 
 from . import h2_frames as wire
 from .h2_connection import Expected, H2Connection
@@ -30,6 +39,10 @@ from .semantics import BODYLESS_STATUSES
 _HEAD, _BODY, _END = Half.HEAD, Half.BODY, Half.END
 _INTERIM_MAX: Final = 32  # 1xx heads before the final one
 _STREAMS_BEFORE_SETTINGS: Final = 100  # what a server should allow at least (RFC 9113 section 6.5.2)
+_CLOGGED: Final = 16
+"""With less than this part of its window, a connection is clogged by readers that don't read: new requests go
+elsewhere.
+"""
 
 
 class H2ClientCodec(H2Connection):
@@ -67,6 +80,11 @@ class H2ClientCodec(H2Connection):
         return self.peer_settings.get(wire.ENABLE_CONNECT_PROTOCOL) == 1
 
     @property
+    def upgrades(self) -> bool | None:
+        """As `can_upgrade`, and None until it is `settled`."""
+        return self.can_upgrade if self.settled else None
+
+    @property
     def stream_limit(self) -> int:
         """How many streams may be open at once, by the server's limit and ours."""
         default = self._limits.max_concurrent_streams if self.settled else _STREAMS_BEFORE_SETTINGS
@@ -78,8 +96,8 @@ class H2ClientCodec(H2Connection):
         return (
             not self._draining
             and self._expected is not Expected.NOTHING
-            and self._last_id + 2 <= wire.STREAM_ID_MAX
             and len(self._streams) < self.stream_limit
+            and (self._receive_left + self._credit) * _CLOGGED >= self._limits.connection_window
         )
 
     def open_stream(self) -> int:
@@ -87,6 +105,9 @@ class H2ClientCodec(H2Connection):
         assert self.can_open
         self._last_id = stream_id = self._last_id + 2
         self._streams[stream_id] = H2Stream(stream_id, self._peer_window, self._limits.stream_window, _HEAD)
+        if stream_id > wire.STREAM_ID_MAX - 2:
+            self._draining = True  # the ids are used up (RFC 9113 section 5.1.1): as if the server were going away
+            self._events.append(GoAway(stream_id))
         return stream_id
 
     def send_headers(self, stream_id: int, head: RequestHead | ResponseHead, end: bool) -> None:
@@ -201,7 +222,7 @@ class H2ClientCodec(H2Connection):
 
     def _on_going(self, last: int, code: int) -> None:
         self._draining = True
-        self._events.append(GoAway(last))
+        self._events.append(GoAway(last, code == wire.ENHANCE_YOUR_CALM))
         details = f"the server is going away ({wire.code_name(code)})"
         for stream in list(self._streams.values()):
             if stream.stream_id > last:
@@ -220,6 +241,9 @@ class H2ClientCodec(H2Connection):
     def closing(self) -> bool:
         """True: close the connection once `data_to_send` has been written."""
         return self._expected is Expected.NOTHING or (self._draining and not self._streams)
+
+    def _on_new_settings(self) -> None:
+        self._events.append(LimitsChanged())
 
     def _apply_setting(self, identifier: int, value: int) -> None:
         if identifier == wire.ENABLE_PUSH and value:

@@ -38,7 +38,12 @@ class Expected(Enum):
     NOTHING = "nothing"
 
 
-_FRAME, _CONTINUATION, _NOTHING = Expected.FRAME, Expected.CONTINUATION, Expected.NOTHING
+# As constants: an attribute of an Enum class costs the hot path a look-up each time.
+_PREFACE: Final = Expected.PREFACE
+_SETTINGS: Final = Expected.SETTINGS
+_FRAME: Final = Expected.FRAME
+_CONTINUATION: Final = Expected.CONTINUATION
+_NOTHING: Final = Expected.NOTHING
 
 
 class H2Connection(H2Messages):
@@ -67,13 +72,16 @@ class H2Connection(H2Messages):
 
     @property
     def partial(self) -> bool:
-        """The preface, or the first SETTINGS, are still due."""
-        return self._expected in (Expected.PREFACE, Expected.SETTINGS)
+        """The preface, the first SETTINGS, or the rest of a header block or frame are still due."""
+        return (self._expected is not _FRAME and self._expected is not _NOTHING) or bool(self._tail)
 
     def expire(self, error: ProxyError) -> list[Event]:
         """They took too long."""
-        self._fail(H2Error(_SETTINGS_TIMEOUT, error.details))
-        return []
+        late = self._expected is _PREFACE or self._expected is _SETTINGS
+        self._fail(H2Error(_SETTINGS_TIMEOUT if late else wire.ENHANCE_YOUR_CALM, error.details))
+        events = self._events
+        self._events = []
+        return events
 
     def __init__(self, limits: H2Limits) -> None:
         super().__init__(limits)
@@ -132,7 +140,10 @@ class H2Connection(H2Messages):
         elif stream.sending is Half.HEAD and not self._server:
             self._drop(stream)  # the peer has not seen it
         else:
-            self._reset(stream, wire.reset_code(error, self._server))
+            code = wire.reset_code(error, self._server)
+            if code == wire.REFUSED_STREAM and stream.sending is not Half.HEAD:
+                code = wire.INTERNAL_ERROR  # part of an answer has gone out: the client may not take it for unprocessed
+            self._reset(stream, code)
 
     @property
     def pending(self) -> bool:
@@ -155,13 +166,13 @@ class H2Connection(H2Messages):
     def _read(self, data: bytes) -> None:
         position = 0
         size = len(data)
-        if self._expected is Expected.PREFACE:
+        if self._expected is _PREFACE:
             if not wire.PREFACE.startswith(data[:24]):
                 raise H2Error(wire.PROTOCOL_ERROR, "no HTTP/2 preface")
             if size < 24:
                 self._keep(data, 24)
                 return
-            self._expected = Expected.SETTINGS
+            self._expected = _SETTINGS
             position = 24
         unpack = wire.unpack_header
         while size - position >= wire.HEADER_BYTES:

@@ -49,8 +49,22 @@ class H2Control(H2Flow):
             self._out.append(wire.frame(wire.PING, 0, 0, payload))
 
     def tick(self) -> None:
-        """About a second has passed: refill what abuse limits allow an idle connection (see `h2_guard`)."""
+        """About a second has passed: refill what abuse limits allow an idle connection (see `h2_guard`), and end streams
+        that the peer has held up for too long.
+        """
         self.guard.tick()
+        if self._held_bytes:
+            for stream in list(self._streams.values()):
+                if stream.held_bytes:
+                    stream.stalled_ticks += 1
+                    if stream.stalled_ticks > self._limits.stall_ticks:
+                        self._end_stalled(stream)
+
+    def _end_stalled(self, stream: H2Stream) -> None:
+        self._reset(stream, wire.CANCEL)
+        kind = Kind.CLIENT_LEFT if self._server else Kind.READ_TIMEOUT
+        text = f"the peer's window was closed for {self._limits.stall_ticks} s"
+        self._events.append(StreamReset(stream.stream_id, ProxyError(kind, text)))
 
     def _spend(self, kind: Abuse) -> None:
         if not self.guard.spend(kind):
@@ -114,6 +128,10 @@ class H2Control(H2Flow):
         for identifier, value in wire.read_settings(payload):
             self._apply_setting(identifier, value)
         self._out.append(wire.frame(wire.SETTINGS, wire.ACK, 0))
+        self._on_new_settings()
+
+    def _on_new_settings(self) -> None:
+        """The peer's settings have been applied."""
 
     def _apply_setting(self, identifier: int, value: int) -> None:
         if identifier in (wire.ENABLE_PUSH, wire.ENABLE_CONNECT_PROTOCOL) and value > 1:

@@ -170,6 +170,7 @@ class H2Flow(Codec):
         size = min(stream.held_bytes, stream.send_window, self._send_window, wire.FRAME_BYTES_MAX)
         stream.held_bytes -= size
         self._held_bytes -= size
+        stream.stalled_ticks = 0
         stream.send_window -= size
         self._send_window -= size
         if size >= _CRUMB_BYTES or not stream.held_bytes:

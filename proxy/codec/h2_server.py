@@ -100,7 +100,11 @@ class H2ServerCodec(H2Connection):
     def _on_request(self, stream_id: int, block: bytes, end: bool, fault: str) -> None:
         parsed = self._parse(block, parse_request)
         limits = self._limits
-        if self._shutdown is Shutdown.LAST or len(self._streams) >= limits.max_concurrent_streams:
+        if (
+            self._shutdown is Shutdown.LAST
+            or len(self._streams) >= limits.max_concurrent_streams
+            or self._held_bytes > limits.held_bytes
+        ):
             self._refuse(stream_id, wire.REFUSED_STREAM)
             self._spend(Abuse.IGNORED)
             return

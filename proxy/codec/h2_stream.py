@@ -28,15 +28,19 @@ class H2Limits:
 
     Past `header_bytes` (name, value and 32 for each field) and `headers`: 431; past `body_bytes` (0: unlimited): 413;
     past `max_concurrent_streams`: REFUSED_STREAM. Windows: a path of 100 Mbit/s and 150 ms needs 1.9 MB in flight.
+    While a client holds `held_bytes` of its answers back by its windows, its further requests are refused, and a
+    stream of which nothing goes out for `stall_ticks` seconds is reset.
     """
 
     header_bytes: int = 65536
     headers: int = 128
     body_bytes: int = 0
-    max_concurrent_streams: int = 256
+    max_concurrent_streams: int = 1024
     stream_window: int = 256 * 1024
     stream_window_max: int = 8 * 1024 * 1024
     connection_window: int = 16 * 1024 * 1024
+    held_bytes: int = 16 * 1024 * 1024
+    stall_ticks: int = 60
 
 
 class Half(Enum):
@@ -70,6 +74,7 @@ class H2Stream:
         "send_window",
         "sending",
         "stalled",
+        "stalled_ticks",
         "stream_id",
         "trailers",
         "tunnel",
@@ -93,6 +98,7 @@ class H2Stream:
         self.held_bytes = 0
         self.queued = False  # in the connection's round
         self.stalled = False  # `send_data` said False
+        self.stalled_ticks = 0  # since the peer last let anything of `held` go
         self.trailers: Fields | None = None
         self.tunnel = False  # CONNECT, or an upgrade: the body is somebody else's protocol
         self.upgrade = b""
