@@ -110,9 +110,11 @@ def alternate(
     """Where a second attempt goes; see `Balancer.pick_alternate`."""
     best: EndpointState | None = None
     best_load = inf
+    # A hedge into a queue makes the queue longer; only what flees a dead region may.
+    flees = not warm_only or any(endpoint.region.health.streak or endpoint.region.quiet(now) for endpoint in tried)
     for region in regions:
-        if region.in_flight >= region.max_in_flight or (warm_only and region.crowded):
-            continue  # a hedge into a queue makes the queue longer
+        if region.in_flight >= region.max_in_flight or (region.crowded and not flees):
+            continue
         expected = _expected(region, now, tried)
         for endpoint in region.usable:
             if now < endpoint.not_before or (warm_only and endpoint.ready < 1):

@@ -50,7 +50,7 @@ class Ledger:
         """An attempt goes to this endpoint. Every `begin` needs its `finish`."""
         ep.in_flight += 1
         region = ep.region
-        if region.in_flight == 0:
+        if region.in_flight == region.held:  # nothing was waiting for an answer
             region.busy_since = now
         region.in_flight += 1
 

@@ -15,7 +15,7 @@ one ejection back. A `retry-after` lengthens a hold (up to `RETRY_AFTER_MAX_S`),
 answer is no fault.
 
 Passive signs alone never eject more than half of a region's endpoints: past that it is the region, and `drain`
-decides. Active checks may (`fail_probe`), because they are our own requests and know what they asked.
+decides. Active checks may (`probe_verdict`), because they are our own requests and know what they asked.
 """
 
 from __future__ import annotations

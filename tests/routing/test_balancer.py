@@ -503,6 +503,20 @@ def test_open_connections_count_but_are_no_sign_of_trouble() -> None:
     assert (us.in_flight, us.held, us.region.in_flight, us.region.held) == (0, 0, 0, 0)
 
 
+def test_waiting_is_counted_from_the_first_request_that_waits_beside_open_connections() -> None:
+    world = World()
+    world.serve(500)
+    us = world.endpoint("us")
+    world.balancer.begin(us, world.now)
+    world.balancer.established(us, world.now, 0.061)
+    world.wait(60.0)
+    for _ in range(20):
+        world.balancer.begin(us, world.now)
+    assert not us.region.quiet(world.now + 0.05)
+    world.wait(0.1)
+    assert us.region.limit == us.region.max_in_flight
+
+
 def test_a_reload_keeps_what_was_learnt_and_what_is_in_flight() -> None:
     world = World(region("us", 2), region("eu"), drain=Drain(hold=10.0))
     world.serve(500)

@@ -1,0 +1,235 @@
+"""Simulations of the routing policies: the very code of `routing` in a world of virtual clocks, origins and faults.
+
+    python -m loadtests.simulate                 # every scenario, as a table
+    python -m loadtests.simulate blackhole --json
+    python -m loadtests.simulate --plots docs/   # also writes the plots
+
+Regions are us 60 ms, eu 80 ms and ap 150 ms away, 100 requests a second arrive at one proxy, and the fault lasts
+from second 20 to 50 of 100, unless a scenario says otherwise. Everything is seeded: the same numbers come out every
+time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from . import figures
+from .fleets import fleet, spike, storm
+from .policies import RULES, choice, tail_at_scale
+from .virtual import Clock, Proxy, Record, Site
+from .worlds import RTTS, Result, between, quantile, shares_of, summary, upstream, world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+FAULT: Final = (20.0, 50.0)
+END: Final = 100.0
+
+
+def one_proxy(
+    fault: Callable[[Site, bool], None],
+    *,
+    seed: int = 1,
+    rate: float = 100.0,
+    end: float = END,
+    window: tuple[float, float] = FAULT,
+    regions: Sequence[str] = ("us",),
+    safe: bool = True,
+    endpoints: int = 1,
+    **site: Any,
+) -> Proxy:
+    """One proxy whose regions have a fault during the window; `fault(site, on)` switches it."""
+    clock = Clock()
+    sites = world(clock, seed, endpoints, **site)
+    proxy = Proxy(clock, upstream(sites), sites, seed)
+    proxy.drive(rate, end, safe=safe)
+    for when, on in zip(window, (True, False), strict=True):
+        for name in regions:
+            for found in sites[name]:
+                clock.at(when, fault, found, on)
+    clock.run(end + 20.0)
+    return proxy
+
+
+def settled(records: Sequence[Record], since: float, bound: float, share_from: str = "") -> float:
+    """Seconds after `since` when the median of the last second first stayed within `bound` for a second."""
+    ordered = sorted(records, key=lambda record: record.start + record.latency)
+    step = 0.1
+    good_since: float | None = None
+    when = since
+    while when < since + 60.0:
+        when += step
+        seen = [r.latency for r in ordered if when - 1.0 <= r.start + r.latency < when]
+        if seen and quantile(seen, 0.5) <= bound:
+            good_since = when if good_since is None else good_since
+            if when - good_since >= 1.0:
+                return good_since - since
+        else:
+            good_since = None
+    return float("inf")
+
+
+def _extra(proxy: Proxy) -> float:
+    return round(proxy.attempts / max(1, proxy.requests) - 1.0, 4)
+
+
+def _changes(proxy: Proxy) -> list[str]:
+    return [
+        f"{when:.2f} {change.region} {change.before.name} -> {change.after.name}: {change.evidence}"
+        for when, change in proxy.changes
+    ]
+
+
+def outage(fault: Callable[[Site, bool], None], **settings: Any) -> Result:
+    """The nearest region fails in some way, and returns."""
+    proxy = one_proxy(fault, **settings)
+    begin, finish = FAULT
+    during = between(proxy.records, begin - 0.2, finish)
+    found = summary(during, RTTS["us"])
+    found["failed_after"] = sum(r.status >= 500 for r in between(proxy.records, finish, END))
+    found["slower_than_250ms"] = sum(r.latency > 0.25 for r in between(proxy.records, begin - 1.0, END))
+    found["median_at_eu_after_s"] = round(settled(proxy.records, begin, 1.1 * RTTS["eu"]), 1)
+    found["back_after_s"] = round(settled(proxy.records, finish, 1.1 * RTTS["us"]), 1)
+    found["extra"] = _extra(proxy)
+    found["changes"] = _changes(proxy)
+    return found
+
+
+def _dark(site: Site, on: bool) -> None:
+    site.dark = on
+
+
+def _hang(site: Site, on: bool) -> None:
+    site.hang = on
+
+
+def _reset(site: Site, on: bool) -> None:
+    site.reset = on
+
+
+def _refuse(site: Site, on: bool) -> None:
+    site.refuse = on
+
+
+def _unavailable(site: Site, on: bool) -> None:
+    site.status = 503 if on else 200
+
+
+def _late(site: Site, on: bool) -> None:
+    site.late_share = 0.02 if on else 0.0
+
+
+def _brownout(site: Site, on: bool) -> None:
+    site.late_share = 1.0 if on else 0.0
+
+
+def _lossy(site: Site, on: bool) -> None:
+    site.loss = 0.02 if on else 0.0
+
+
+def _far(site: Site, on: bool) -> None:
+    site.rtt = 0.4 if on else 0.06
+
+
+def grey(fault: Callable[[Site, bool], None], **settings: Any) -> Result:
+    """A fault that lasts from second 20 to the end: what clients see meanwhile."""
+    proxy = one_proxy(fault, window=(20.0, 200.0), **settings)
+    during = between(proxy.records, 20.0, END)
+    found = summary(during, RTTS["us"])
+    found["shares"] = shares_of(during)
+    begun = sum(20.0 <= r.start < END for r in proxy.records)
+    found["extra"] = round(sum(r.attempts - 1 for r in during) / max(1, begun), 4)
+    found["first_10_s"] = summary(between(proxy.records, 20.0, 30.0), RTTS["us"])
+    found["changes"] = _changes(proxy)
+    return found
+
+
+def rtt_rise(**settings: Any) -> Result:
+    """The path to us gets longer: 60 to 400 ms."""
+    proxy = one_proxy(_far, **settings)
+    begin, finish = FAULT
+    found = summary(between(proxy.records, begin, finish), RTTS["us"])
+    found["median_at_eu_after_s"] = round(settled(proxy.records, begin, 1.1 * RTTS["eu"]), 1)
+    found["back_after_s"] = round(settled(proxy.records, finish, 1.1 * RTTS["us"]), 1)
+    found["changes"] = _changes(proxy)
+    return found
+
+
+def choices(*, seed: int = 1, loads: Sequence[float] = (0.4, 0.6, 0.7, 0.8), end: float = 20.0) -> Result:
+    """Every rule for the choice of a replica, at every load."""
+    return {"rows": [choice(rule, load, seed=seed, end=end) for load in loads for rule in RULES]}
+
+
+SCENARIOS: Final[dict[str, Callable[..., Result]]] = {
+    "blackhole": lambda **settings: outage(_dark, **settings),
+    "hang": lambda **settings: outage(_hang, **settings),
+    "reset": lambda **settings: outage(_reset, **settings),
+    "refuse": lambda **settings: outage(_refuse, **settings),
+    "503": lambda **settings: outage(_unavailable, **settings),
+    "late2": lambda **settings: grey(_late, **settings),
+    "loss2": lambda **settings: grey(_lossy, **settings),
+    "brownout": lambda **settings: grey(_brownout, regions=tuple(RTTS), **settings),
+    "rtt": rtt_rise,
+    "fleet": fleet,
+    "storm": storm,
+    "spike": spike,
+    "tail": lambda **settings: {"rows": tail_at_scale(**settings)},
+    "choice": choices,
+}
+
+
+def plot(folder: Path, seed: int) -> None:
+    """Write the figures of docs/routing.md."""
+    proxy = one_proxy(_dark, seed=seed)
+    figures.timeline(proxy.records, FAULT, folder / "routing-blackhole.svg")
+    figures.tail(tail_at_scale(seed=seed), folder / "routing-tail.svg")
+    figures.choice(choices(seed=seed)["rows"], folder / "routing-choice.svg")
+    figures.shares(fleet(seed=seed)["shares_each_second"], 15, (15.0, 40.0), folder / "routing-fleet.svg")
+
+
+def _print(results: dict[str, Result]) -> None:
+    for name, result in results.items():
+        print(f"{name}:")
+        for key, value in result.items():
+            if isinstance(value, list):
+                print(f"  {key}:")
+                for line in value:
+                    print(f"    {line}")
+            else:
+                print(f"  {key}: {value}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.simulate",
+        description="Simulate the routing policies.",
+        epilog="example: python -m loadtests.simulate blackhole late2 --json",
+    )
+    parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)}; default: all")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--seed", type=int, default=1, help="of every random number (default 1)")
+    parser.add_argument(
+        "--plots", type=Path, metavar="FOLDER", help="write the figures of docs/routing.md there instead"
+    )
+    options = parser.parse_args(arguments)
+    unknown = set(options.scenario) - set(SCENARIOS)
+    if unknown:
+        parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
+    if options.plots:
+        plot(options.plots, options.seed)
+        return 0
+    results = {name: SCENARIOS[name](seed=options.seed) for name in options.scenario or SCENARIOS}
+    if options.json:
+        print(json.dumps(results, indent=2))
+    else:
+        _print(results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
