@@ -9,7 +9,8 @@ acknowledged. What goes wrong within `SAME_S` counts once: a closed connection w
 event. *Good*: any answer in time or late.
 
 HEALTHY → SUSPECT   `after` bad events in a row without an answer between; or half of the last attempts bad (`SHARE`
-                    of `SHARE_MIN`); or bytes unacknowledged for `UNANSWERED_SUSPECT_S` while nothing else was answered.
+                    of `SHARE_MIN`), a quarter of them where users would see it (`FAULT_SHARE`: anything but a lost
+                    hedge); or bytes unacknowledged for `UNANSWERED_SUSPECT_S` while nothing else was answered.
 SUSPECT → HEALTHY   `GOOD` answers in a row, and fewer than half of the attempts bad.
 SUSPECT → DRAINED   2 × `after` bad events in a row; or no answer for `SUSPECT_S` while requests fail; or half of the
                     attempts bad for as long; or bytes unacknowledged for `UNANSWERED_DRAIN_S`; or no endpoint passes
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 SAME_S: Final = 0.02
 SHARE: Final = 0.5
 SHARE_MIN: Final = 10
+FAULT_SHARE: Final = 0.26
+LATE: Final = "hedge_lost"
+"""The one cause that is slowness and no fault."""
 SHARE_TAU_S: Final = 2.0
 GOOD: Final = 3
 SUSPECT_S: Final = 1.0
@@ -84,6 +88,7 @@ class RegionHealth:
         "_bads",
         "_cause",
         "_counted_at",
+        "_faults",
         "_goods",
         "_hold",
         "_jitter",
@@ -111,7 +116,7 @@ class RegionHealth:
         self.probes_good = 0
         self.operator_until: float | None = None
         self.settings = settings
-        self._bads = self._goods = 0.0
+        self._bads = self._goods = self._faults = 0.0
         self._counted_at = now
         self._bad_at = -1.0
         self._last_good = now
@@ -145,6 +150,8 @@ class RegionHealth:
             self.streak += 1
             self._bad_at = now
             self._cause = cause
+            if cause != LATE:
+                self._faults += 1
 
     def unanswered(self, now: float, seconds: float, rtt: float) -> None:
         """Bytes have been unacknowledged for so long: evidence beyond a few round trips, if nothing else was
@@ -168,6 +175,7 @@ class RegionHealth:
         fade = SHARE_TAU_S / (SHARE_TAU_S + now - self._counted_at)
         self._bads *= fade
         self._goods *= fade
+        self._faults *= fade
         self._counted_at = now
         if self.operator_until is not None:
             if now < self.operator_until:
@@ -234,7 +242,7 @@ class RegionHealth:
 
     def _failing(self) -> bool:
         total = self._bads + self._goods
-        return total >= SHARE_MIN and self._bads >= SHARE * total
+        return total >= SHARE_MIN and (self._bads >= SHARE * total or self._faults >= FAULT_SHARE * total)
 
     def _failing_evidence(self) -> str:
         total = self._bads + self._goods
@@ -259,7 +267,7 @@ class RegionHealth:
         self._probed = False
         if state in (DrainState.HEALTHY, DrainState.RAMPING, DrainState.DRAINED):
             self.streak = 0
-            self._bads = self._goods = 0.0
+            self._bads = self._goods = self._faults = 0.0
             self._unanswered = 0.0
         return Change(self.name, before, state, evidence, cause)
 

@@ -11,6 +11,7 @@ from routing.drain import (
     PROBES,
     RAMP_START,
     SAME_S,
+    LATE,
     SHARE_MIN,
     SUSPECT_ADMISSION,
     SUSPECT_S,
@@ -41,10 +42,10 @@ class Script:
         if change is not None:
             self.changes.append(change)
 
-    def bad(self, count: int = 1, every: float = 0.03) -> None:
+    def bad(self, count: int = 1, every: float = 0.03, cause: str = "reset") -> None:
         for _ in range(count):
             self.now += every
-            self.health.bad(self.now, "reset")
+            self.health.bad(self.now, cause)
             self.judge()
 
     def good(self, count: int = 1, every: float = 0.03) -> None:
@@ -90,7 +91,7 @@ def test_fewer_than_after_are_no_suspicion() -> None:
     script = Script()
     for _ in range(20):
         script.bad(2)
-        script.good(6)
+        script.good(12)
     assert script.states == []
 
 
@@ -102,6 +103,22 @@ def test_an_answer_between_starts_the_row_anew() -> None:
     assert script.health.state is SUSPECT
     script.good(3)
     assert script.health.state is HEALTHY
+
+
+def test_three_in_ten_faults_are_suspect_although_most_answers_are_good() -> None:
+    script = Script()
+    for _ in range(10):
+        script.bad(1)
+        script.good(2)
+    assert script.states[0] is SUSPECT
+
+
+def test_three_in_ten_late_answers_are_no_fault() -> None:
+    script = Script()
+    for _ in range(10):
+        script.bad(1, cause=LATE)
+        script.good(2)
+    assert script.states == []
 
 
 def test_what_fails_in_one_instant_is_one_event() -> None:
