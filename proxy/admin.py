@@ -1,16 +1,17 @@
-"""The admin endpoints: health, metrics, status, and changes by POST. They are served by the same connection and
-codec as
-requests.
+"""The admin endpoints: health, metrics, status, and changes by POST. They are served by the same connection and codec
+as requests.
 
 `/livez` the process answers · `/readyz` it takes traffic (503 while starting or draining) · `/healthz` as readyz,
 with reasons · `/metrics` · `/status` · `/config` · `/explain?url=` · `POST /drain /undrain /reload` · `/` a page for
 people.
+
+Faults are JSON, {"fault": text}: 400 the request can't be understood, 401 token, 403 another site's page asks, 404 no
+such path, region or upstream, 405 method, 422 the config was refused, 503 no worker answers.
 """
 
 from __future__ import annotations
 
 import hmac
-import re
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -21,6 +22,7 @@ import msgspec
 from .access_log import AccessLog
 from .backend import merge
 from .codec.h1 import H1Limits
+from .config.units import UnitError, parse_duration
 from .errors import Kind, ProxyError
 from .listener import Listener, ServerConnection
 from .message import RequestHead, ResponseHead
@@ -29,7 +31,7 @@ from .reply import reason_phrase
 from .stream import StreamHandler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from .backend import Backend
     from .connect import Background
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
     from .turn import Turn
 
 BODY_MAX: Final = 64 * 1024
-_DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?\Z")
+_HEALTH: Final = frozenset(("/livez", "/readyz", "/healthz"))
+_CHANGES: Final = frozenset(("/drain", "/undrain", "/reload"))
 
 
 def onetrip_version() -> str:
@@ -48,15 +51,6 @@ def onetrip_version() -> str:
         return version("onetrip")
     except PackageNotFoundError:
         return "0+source"
-
-
-def duration_s(text: str) -> float:
-    """Seconds of `15m`, `1h30m`, `45s`. ValueError says what is expected."""
-    match = _DURATION.match(text)
-    if not text or match is None:
-        raise ValueError(f"expected a duration such as 45s, 15m or 1h30m, got {text!r}")
-    hours, minutes, seconds = match.groups()
-    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds or 0)
 
 
 class Answer(Exception):
@@ -123,6 +117,9 @@ class AdminExchange(StreamHandler):
             content = await self.admin.handle(self.head, bytes(self._body))
         except Answer as answer:
             self._send(answer.status, answer.content, answer.fields)
+        except Exception:
+            self._send(500, {"fault": "the proxy failed here: see its log"}, [])
+            raise
         else:
             self._send(200, content, [])
 
@@ -187,12 +184,13 @@ class Admin:
 
     async def handle(self, head: RequestHead, body: bytes) -> Any:
         """The answer's contents: bytes (metrics), text, or what becomes JSON. Raises Answer for anything but 200."""
-        url = urlsplit(head.target.decode("latin-1"))
-        method = "GET" if head.method == b"HEAD" else head.method.decode("latin-1")
-        self._authorise(url.path, head)
-        if method == "POST":
-            return await self._change(url.path, body)
-        routes = {
+        try:
+            url = urlsplit(head.target.decode("latin-1"))
+        except ValueError as error:
+            raise Answer(400, {"fault": str(error)}) from None
+        path = url.path
+        self._authorise(path, head)
+        reads: dict[str, Callable[[], Awaitable[Any]]] = {
             "/": self._page,
             "/livez": self._live,
             "/readyz": self._ready,
@@ -200,26 +198,28 @@ class Admin:
             "/metrics": self._metrics,
             "/status": self._status,
             "/config": self._config,
+            "/explain": lambda: self._explain(parse_qs(url.query)),
         }
-        if url.path == "/explain":
-            wanted = parse_qs(url.query)
-            if "url" not in wanted:
-                raise Answer(400, {"fault": "say which request: /explain?url=http://host/path"})
-            question = {"do": "explain", "url": wanted["url"][0], "method": wanted.get("method", ["GET"])[0]}
-            return (await self.backend.ask(question))[0]
-        if url.path in ("/drain", "/undrain", "/reload"):
-            raise Answer(405, {"fault": f"{url.path} changes something: use POST"}, [(b"allow", b"POST")])
-        if url.path not in routes:
-            raise Answer(
-                404,
-                {"fault": f"nothing at {url.path}", "paths": [*routes, "/explain", "/drain", "/undrain", "/reload"]},
-            )
-        if method != "GET":
-            raise Answer(405, {"fault": f"{url.path} is read by GET"}, [(b"allow", b"GET, HEAD")])
-        return await routes[url.path]()
+        if path in _CHANGES:
+            if head.method != b"POST":
+                raise Answer(405, {"fault": f"{path} changes something: use POST"}, [(b"allow", b"POST")])
+            _refuse_other_sites(head)
+            return await (self._reload() if path == "/reload" else self._drain(path[1:], body))
+        if path not in reads:
+            raise Answer(404, {"fault": f"nothing at {path}", "paths": [*reads, *sorted(_CHANGES)]})
+        if head.method not in (b"GET", b"HEAD"):
+            raise Answer(405, {"fault": f"{path} is read by GET"}, [(b"allow", b"GET, HEAD")])
+        return await reads[path]()
+
+    async def _ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
+        """Every worker's answer, of which there is one at least."""
+        answers = await self.backend.ask(question)
+        if not answers:
+            raise Answer(503, {"fault": "no worker answers"}, [(b"retry-after", b"1")])
+        return answers
 
     def _authorise(self, path: str, head: RequestHead) -> None:
-        if self._token is None or path in ("/livez", "/readyz", "/healthz"):
+        if self._token is None or path in _HEALTH:
             return
         scheme, _, given = head.known.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token.encode()):
@@ -263,56 +263,79 @@ class Admin:
         return total.render()
 
     async def _status(self) -> dict[str, Any]:
-        answers = await self.backend.ask({"do": "status"})
-        merged = merge(answers) if answers else {}
+        answers = await self._ask({"do": "status"})
+        merged = merge(answers)
         merged.pop("worker", None)
         return {"version": onetrip_version(), "workers": len(answers), "stopping": self.backend.stopping, **merged}
 
     async def _config(self) -> str:
         return self.backend.config_yaml()
 
+    async def _explain(self, wanted: dict[str, list[str]]) -> dict[str, Any]:
+        if "url" not in wanted:
+            raise Answer(400, {"fault": "say which request: /explain?url=http://host/path"})
+        method = wanted.get("method", ["GET"])[0]
+        found = (await self._ask({"do": "explain", "url": wanted["url"][0], "method": method}))[0]
+        if "fault" in found:
+            raise Answer(400, found)
+        return found
+
     async def _page(self) -> str:
         return files("proxy").joinpath("dashboard.html").read_text(encoding="utf-8")
 
     # -- changing ----------------------------------------------------------------------------------
 
-    async def _change(self, path: str, body: bytes) -> dict[str, Any]:
-        if path == "/reload":
-            result = await self.backend.reload()
-            if not result["reloaded"]:
-                raise Answer(422, result)
-            return result
-        if path not in ("/drain", "/undrain"):
-            raise Answer(
-                405 if path in ("/", "/status", "/metrics", "/config", "/explain") else 404,
-                {"fault": f"nothing to POST to at {path}"},
-            )
-        question = {"do": path[1:], **_drain_arguments(body)}
-        answers = await self.backend.ask(question)
+    async def _reload(self) -> dict[str, Any]:
+        result = await self.backend.reload()
+        if not result["reloaded"]:
+            raise Answer(422, result)
+        return result
+
+    async def _drain(self, do: str, body: bytes) -> dict[str, Any]:
+        answers = await self._ask({"do": do, **_drain_arguments(body, with_duration=do == "drain")})
         faults = [one["fault"] for one in answers if "fault" in one]
         if faults:
             raise Answer(404, {"fault": faults[0]})
         return answers[0]
 
 
-def _drain_arguments(body: bytes) -> dict[str, Any]:
-    example = 'send {"region": "us-east"}, and perhaps "upstream" and "for": "15m"'
+def _refuse_other_sites(head: RequestHead) -> None:
+    """A page of another site can make its visitor's browser POST here, to an address that needs no token: its `origin`
+    tells.
+    """
+    origin = next((value for name, value in head.fields if name == b"origin"), None)
+    if origin is not None and origin.partition(b"://")[2] != head.authority:
+        raise Answer(403, {"fault": f"pages of {origin.decode('latin-1')} may change nothing here"})
+
+
+def _drain_arguments(body: bytes, *, with_duration: bool) -> dict[str, Any]:
+    example = 'send {"region": "us-east"}, and perhaps "upstream"' + (' and "for": "15m"' if with_duration else "")
+    known = {"region", "upstream", "for"} if with_duration else {"region", "upstream"}
     try:
         given = msgspec.json.decode(body) if body else None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Answer(400, {"fault": f"the body is not JSON ({error}): {example}"}) from None
     if not isinstance(given, dict) or not isinstance(given.get("region"), str):
         raise Answer(400, {"fault": f"no region: {example}"})
-    unknown = set(given) - {"region", "upstream", "for"}
-    if unknown or not isinstance(given.get("upstream", ""), str | None):
-        raise Answer(400, {"fault": f"unknown or wrong: {', '.join(sorted(unknown)) or 'upstream'}: {example}"})
+    if unknown := set(given) - known:
+        raise Answer(400, {"fault": f"unknown: {', '.join(sorted(unknown))}: {example}"})
+    if not isinstance(given.get("upstream"), str | None):
+        raise Answer(400, {"fault": f"upstream is a name: {example}"})
     arguments: dict[str, Any] = {"region": given["region"], "upstream": given.get("upstream")}
     if given.get("for") is not None:
-        try:
-            arguments["for_s"] = duration_s(str(given["for"]))
-        except ValueError as error:
-            raise Answer(400, {"fault": f"for: {error}"}) from None
+        arguments["for_s"] = _duration(given["for"])
     return arguments
 
 
-__all__ = ["Admin", "AdminExchange", "Answer", "duration_s", "onetrip_version"]
+def _duration(value: Any) -> float:
+    try:
+        seconds = parse_duration(value)
+    except UnitError as error:
+        meant = f" (did you mean {error.suggestion}?)" if error.suggestion else ""
+        raise Answer(400, {"fault": f"for: {error}{meant}"}) from None
+    if not seconds:
+        raise Answer(400, {"fault": "for: a drain for no time at all is none"})
+    return seconds
+
+
+__all__ = ["Admin", "AdminExchange", "Answer", "onetrip_version"]

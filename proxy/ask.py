@@ -50,13 +50,15 @@ class Admin:
             connection.request(method, path, json.dumps(body) if body is not None else None, headers)
             response = connection.getresponse()
             text = response.read().decode()
-        except (OSError, http.client.HTTPException) as error:
+            is_json = (response.getheader("content-type") or "").startswith("application/json")
+            content = json.loads(text) if is_json else text
+        except (OSError, OverflowError, http.client.HTTPException) as error:
             hint = "is onetrip running, and is this its `admin.address`? (--admin, ONETRIP_ADMIN)"
             raise AdminError(f"can't reach the admin address {self.address}: {error}; {hint}") from error
+        except ValueError as error:
+            raise AdminError(f"what answers at {self.address} is not onetrip's admin address: {error}") from error
         finally:
             connection.close()
-        is_json = (response.getheader("content-type") or "").startswith("application/json")
-        content = json.loads(text) if is_json else text
         if response.status >= 300:
             fault = content.get("fault") if isinstance(content, dict) else text.strip()
             hint = " (set ONETRIP_ADMIN_TOKEN)" if response.status == 401 else ""

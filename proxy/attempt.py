@@ -3,6 +3,8 @@
     WAITING ── a connection ──> SENT ── the winning head ──> WON ──> ENDED
        └──────── none, lost, cancelled ────────┴─────────────────────┘
 
+With 0-RTT (`early`) it is SENT while the connection's handshake goes on, and back to WAITING, once, where that fails.
+
 An attempt knows its exchange and its stream, no HTTP version. Every attempt that began is settled exactly once with
 routing.
 """
@@ -13,6 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, cast
 
 from routing.balancer import Outcome
+from tlscache.early_data import may_travel_early
 
 from .errors import Kind, ProxyError
 from .message import RequestHead, ResponseHead
@@ -43,6 +46,8 @@ _WON: Final = State.WON
 _ENDED: Final = State.ENDED
 _OK: Final = Outcome.OK
 _ERROR_STATUS: Final = Outcome.ERROR_STATUS
+_EARLY_DATA: Final = (b"early-data", b"1")
+DISCARD_BYTES: Final = 64 * 1024  # of an answer that nobody wants: past this its connection is worth less than it costs
 
 
 class Attempt(StreamHandler):
@@ -52,6 +57,8 @@ class Attempt(StreamHandler):
         "blocked",
         "connected_at",
         "connection",
+        "discarded",
+        "early",
         "error",
         "exchange",
         "hedge",
@@ -59,11 +66,13 @@ class Attempt(StreamHandler):
         "interim",
         "number",
         "seconds",
+        "sent_early",
         "started",
         "state",
         "stream",
         "target",
         "touched",
+        "upgrade",
         "waiting",
     )
 
@@ -76,8 +85,12 @@ class Attempt(StreamHandler):
         self.connected_at = 0.0
         self.state = _WAITING
         self.waiting = True  # the pool reads this: False, and it passes the attempt over
+        self.upgrade = exchange.switching and len(exchange.head.upgrade) > 0  # not every connection takes one
         self.blocked = False
         self.held = False  # routing counts it as answered, and as open
+        self.early = False  # it rides in a first flight whose handshake goes on
+        self.sent_early = False  # the origin was told `early-data: 1`
+        self.discarded = 0
         self.touched = False  # a byte of the request may have reached the origin
         self.stream: ConnectionStream | None = None
         self.connection: ClientConnection | None = None
@@ -108,6 +121,49 @@ class Attempt(StreamHandler):
             exchange.send_replay(self)
         exchange.on_attempt_sent(self, connection)
 
+    def may_travel_early(self) -> bool:
+        """Whether it may ride in the first flight of a new connection."""
+        exchange = self.exchange
+        head = exchange.head
+        return not exchange.early_refused and may_travel_early(
+            head.method,
+            enabled=exchange.route.early_data,
+            has_body=not exchange.bodyless,
+            upgrade=exchange.switching,
+            expect_continue=head.expect_continue,
+        )
+
+    def early_head(self) -> RequestHead:
+        """The head as it travels in a first flight: it says so (RFC 8470 section 5.1)."""
+        head = self.exchange.head
+        fields = [] if head.early else [_EARLY_DATA]
+        if self.number > 1:
+            fields.append((b"onetrip-attempt", b"%d" % self.number))
+        return _with_fields(head, fields)
+
+    def on_early(self, connection: ClientConnection, stream: ConnectionStream) -> None:
+        """The request is in the first flight of a new connection."""
+        self.waiting = False
+        self.connection = connection
+        self.stream = stream
+        self.state = _SENT
+        self.touched = self.early = self.sent_early = True
+        self.exchange.on_attempt_sent(self, connection)
+
+    def on_early_rejected(self, connection: ClientConnection) -> None:
+        """The origin did not look at it: send it again, now that the handshake is done."""
+        self.early = self.sent_early = False
+        self.on_connection(connection)
+
+    def _wait_again(self) -> None:
+        """The handshake that it was part of failed: wait for a connection, and for its handshake."""
+        self.early = self.sent_early = self.touched = False
+        self.exchange.early_refused = True
+        self.stream = self.connection = None
+        self.state = _WAITING
+        self.waiting = True
+        self.target.pool.acquire(self)
+
     def on_no_connection(self, error: ProxyError) -> None:
         """The pool has none and will have none for this attempt."""
         self.waiting = False
@@ -127,6 +183,10 @@ class Attempt(StreamHandler):
         """Response body bytes."""
         if self.state is _WON:
             self.exchange.on_response_data(data, end)
+        elif self.state is _ENDED:
+            self.discarded += len(data)
+            if self.discarded > DISCARD_BYTES and self.stream is not None:
+                self.stream.reset(None)
 
     def on_trailers(self, fields: Fields) -> None:
         """The response's trailers."""
@@ -141,6 +201,9 @@ class Attempt(StreamHandler):
 
     def on_reset(self, error: ProxyError) -> None:
         """The stream ended before its time."""
+        if self.early and self.state is _SENT:
+            self._wait_again()
+            return
         self.touched = not error.unprocessed
         self.stream = None
         self._fail(error, Outcome.REFUSED_STREAM if error.unprocessed else Outcome.RESET)
@@ -209,11 +272,15 @@ class Attempt(StreamHandler):
 
 def _numbered(head: RequestHead, number: int) -> RequestHead:
     """The head of a further attempt: it tells the origin which one it is."""
+    return _with_fields(head, [(b"onetrip-attempt", b"%d" % number)])
+
+
+def _with_fields(head: RequestHead, fields: Fields) -> RequestHead:
     return RequestHead(
         head.method,
         head.target,
         head.authority,
-        [*head.fields, (b"onetrip-attempt", b"%d" % number)],
+        [*head.fields, *fields],
         head.known,
         scheme=head.scheme,
         content_length=head.content_length,

@@ -10,7 +10,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .explain import explain
-from .listener import Listener
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -37,7 +36,14 @@ class Backend(Protocol):
 
 
 async def answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
-    """One worker's answer to a question."""
+    """One worker's answer to a question. Never raises for what a person asked."""
+    try:
+        return _answer(worker, question)
+    except (KeyError, ValueError) as error:  # no such region; a URL that is none
+        return {"fault": str(error.args[0])}
+
+
+def _answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
     match question["do"]:
         case "ready":
             return {"ready": worker.ready.is_set() and not worker.stopping}
@@ -46,26 +52,17 @@ async def answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
         case "status":
             return worker.status()
         case "explain":
-            listeners = [one for one in worker.listeners.values() if isinstance(one, Listener)]
-            return explain(question["url"], question.get("method", "GET"), listeners, monotonic())
+            return explain(question["url"], question.get("method", "GET"), worker.listeners.values(), monotonic())
         case "drain":
-            try:
-                return {
-                    "drained": worker.drain_region(question["region"], question.get("upstream"), question.get("for_s"))
-                }
-            except KeyError as error:
-                return {"fault": error.args[0]}
+            return {"drained": worker.drain_region(question["region"], question.get("upstream"), question.get("for_s"))}
         case "undrain":
-            try:
-                return {"undrained": worker.undrain_region(question["region"], question.get("upstream"))}
-            except KeyError as error:
-                return {"fault": error.args[0]}
+            return {"undrained": worker.undrain_region(question["region"], question.get("upstream"))}
         case unknown:
             return {"fault": f"no such question: {unknown}"}
 
 
 _MEAN = frozenset(
-    ("weight", "admission", "headroom", "rtt_ms", "service_ms", "latency_ms", "late_share", "hedge_after_ms")
+    ("weight", "admission", "headroom", "slack", "rtt_ms", "service_ms", "latency_ms", "late_share", "hedge_after_ms")
 )
 _MAX = frozenset(
     (

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from .bench.cli import app as bench_app
+from .demo.cli import EPILOG as DEMO_EPILOG
+from .demo.cli import demo
+
 if TYPE_CHECKING:
     from .ask import Admin
 
@@ -20,7 +24,7 @@ app = typer.Typer(
     help="A low-latency multi-region connection proxy: every cross-region request costs one round trip.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 
@@ -207,6 +211,10 @@ def healthcheck(admin: AdminAddress = DEFAULT_ADMIN) -> None:
     """Exit 0 when the proxy is ready (for containers)."""
     _ask(admin, "GET", "/readyz")
     print("ready")
+
+
+app.add_typer(bench_app, name="bench")
+app.command(name="demo", epilog=DEMO_EPILOG)(demo)
 
 
 def main() -> None:

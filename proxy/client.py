@@ -1,6 +1,10 @@
 """A connection to an endpoint: dialled by its pool, lent to attempts, given back.
 
 CONNECTING ── handshake done ──> READY <──> BUSY ──> CLOSED
+
+0-RTT: a request that waits for the connection may ride in its first flight (`_send_early`): it is tied to this
+connection from the moment when the ClientHello is written. Accepted, it is simply under way when the handshake is done.
+Rejected, it is sent again on this connection. Where the handshake fails, it goes back to the pool, once.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
+from tlscache.early_data import EARLY_BYTES_MAX
 from tlscache.engine import State as TLSState
 
 from .errors import Kind, ProxyError
@@ -19,20 +24,24 @@ _PING: Final = b"onetrip!"
 
 if TYPE_CHECKING:
     from tlscache.engine import TLSEngine
+    from tlscache.session import Session
 
+    from .attempt import Attempt
     from .errors import ProxyError as Error
     from .message import HeadersReceived, HeadRefused
     from .pool import Pool
+    from .sessions import EndpointSessions
     from .stream import StreamHandler
     from .turn import Turn
 
 
 class State(Enum):
-    """Where a connection to an endpoint stands."""
+    """Where a connection to an endpoint stands. APART: its owner uses it alone (health checks), the pool never sees it."""
 
     CONNECTING = "connecting"
     READY = "ready"
     BUSY = "busy"
+    APART = "apart"
     CLOSED = "closed"
 
 
@@ -50,25 +59,37 @@ class ClientConnection(Connection):
 
     __slots__ = (
         "_handshaking_since",
-        "busy_since",
         "bytes_sent",
+        "early",
         "expires",
         "handshake",
         "idle_since",
+        "lent",
+        "may_carry",
+        "offered",
         "ping_since",
         "pinged_at",
         "pool",
         "ready",
         "request_offset",
         "seconds",
+        "sessions",
         "state",
+        "unanswered_since",
         "uses",
     )
 
-    def __init__(self, turn: Turn, pool: Pool, engine: TLSEngine | None) -> None:
+    def __init__(
+        self, turn: Turn, pool: Pool, sessions: EndpointSessions | None = None, offered: Session | None = None
+    ) -> None:
         super().__init__(turn)
         self.pool = pool
-        self.engine = engine
+        self.sessions = sessions  # None: plaintext
+        self.offered = offered
+        self.may_carry = False  # a request may ride in the first flight
+        self.early: Attempt | None = None  # the one that does, until the handshake is done
+        self.lent = False  # the pool has lent it before its dial was done
+        self.engine = sessions.new_engine(offered) if sessions is not None else None
         self.state = _CONNECTING
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.handshake = "plain"
@@ -76,7 +97,7 @@ class ClientConnection(Connection):
         self.uses = 0
         self.idle_since = 0.0
         self.expires = 0.0
-        self.busy_since = 0.0  # the oldest time at which its open requests can have begun
+        self.unanswered_since = 0.0  # all that the peer has not acknowledged was written after that; 0.0: nothing
         self.ping_since = 0.0  # a PING is out since then; 0.0: none
         self.pinged_at = monotonic()
         self.bytes_sent = 0
@@ -99,19 +120,71 @@ class ClientConnection(Connection):
         if engine is None:
             self._become_ready(b"")
             return
+        if self.may_carry and self.offered is not None:
+            self._send_early(engine, self.offered)
         engine.start()
         data = engine.data_to_send()
         if data:
             transport.write(data)
 
+    def _send_early(self, engine: TLSEngine, session: Session) -> None:
+        """Put a waiting request into the first flight (RFC 8446 section 2.3), where request and session allow it."""
+        attempt = self.pool.early_waiter() if session.facts.max_early_data else None
+        if attempt is None:
+            return
+        codec = self.pool.new_codec(session.facts.alpn)
+        stream_id = codec.open_stream()
+        codec.send_headers(stream_id, attempt.early_head(), True)
+        data = codec.data_to_send()
+        if len(data) > EARLY_BYTES_MAX or not engine.write_early(data):
+            return
+        self.turn.begin()
+        try:
+            self.codec = codec
+            self.early = attempt
+            self.bytes_sent = len(data)
+            self.uses = 1
+            stream = self.streams[stream_id] = ConnectionStream(self, stream_id, attempt)
+            stream.sent_end = True
+            attempt.on_early(self, stream)
+            self.pool.forget(attempt)
+        finally:
+            self.turn.end()
+
+    def _settle_early(self, attempt: Attempt, rejected: bool) -> None:
+        """The handshake is done: the early request is under way, or is to be sent again."""
+        self.early = None
+        wanted = len(self.streams) > 0  # else it was given up meanwhile
+        if rejected:
+            for stream in self.streams.values():
+                stream.handler = None
+            self.streams.clear()
+            self.bytes_sent = self.uses = 0
+            if not wanted:
+                return  # as new as any other: its dial gives it to the pool
+        self.state = _BUSY
+        self.lent = True
+        self.pool.opened_early(self)
+        if rejected:
+            attempt.on_early_rejected(self)
+        else:
+            attempt.early = False
+            if self.codec.closing:
+                self.retire_after_flush()
+
     def _become_ready(self, alpn: bytes) -> None:
-        self.codec = self.pool.new_codec(alpn)
+        early, engine = self.early, self.engine
+        rejected = engine is not None and engine.early == "rejected"
+        if early is None or rejected:
+            self.codec = self.pool.new_codec(alpn)
         if self.codec.multiplexed:
             self.touch()  # the preface
         now = monotonic()
         self.seconds = (self.seconds[0], self.seconds[1], now - self._handshaking_since)
         self.state = _READY
         self.idle_since = now
+        if early is not None:
+            self._settle_early(early, rejected)
         if not self.ready.done():
             self.ready.set_result(None)
 
@@ -123,7 +196,8 @@ class ClientConnection(Connection):
         if data:
             transport.write(data)
         if engine.state is _TLS_OPEN:
-            self.handshake = "resumed" if engine.resumed else "full"
+            assert self.sessions is not None
+            self.handshake = self.sessions.settle(self.offered, engine)
             self._become_ready(engine.alpn)
         elif engine.state is not _TLS_HANDSHAKING:
             self._fail_opening(self.pool.tls_error(engine))
@@ -132,6 +206,9 @@ class ClientConnection(Connection):
         self.state = _CLOSED
         if not self.ready.done():
             self.ready.set_exception(error)
+        if self.early is not None:
+            self.early = None
+            self.fail_streams(error)
         self.abort()
 
     # -- bytes -------------------------------------------------------------------------------------
@@ -141,6 +218,7 @@ class ClientConnection(Connection):
         turn = self.turn
         turn.depth += 1
         turn.now = monotonic()
+        self.unanswered_since = 0.0
         try:
             engine = self.engine
             if engine is not None:
@@ -149,8 +227,8 @@ class ClientConnection(Connection):
                     self._advance_handshake(engine)
                     if self.state is _CONNECTING:
                         return
-                if engine.tickets:
-                    self.pool.keep_tickets(engine)
+                if engine.tickets and self.sessions is not None:
+                    self.sessions.keep(engine)
             if data and self.state is not _CLOSED:
                 codec = self.codec
                 self.deliver(codec.receive(data))
@@ -235,14 +313,22 @@ class ClientConnection(Connection):
             data = engine.data_to_send()
         if data:
             self.bytes_sent += len(data)
+            if not self.unanswered_since:
+                self.unanswered_since = self.turn.now
             transport.write(data)
-        if codec.closing:
-            self.retire()
+        if codec.closing or self.state is _CLOSED:
+            self._leave()
+            if transport.get_write_buffer_size() > len(data):
+                self.abort()  # the origin does not take even what was written before
+            else:
+                self.close()
             return
         if codec.send_eof:
             self.shut_down_writing()
         if codec.reading is self.read_paused:
             self.adjust_reading()
+        if codec.pending:
+            self.deliver(codec.receive(b""))
 
     def probe_path(self, now: float, every_s: float, dead_after_s: float) -> bool:
         """A PING now and then. False: the last one was not answered in time, the path is dead."""
@@ -268,8 +354,6 @@ class ClientConnection(Connection):
         stream = ConnectionStream(self, stream_id, handler)
         self.streams[stream_id] = stream
         self.uses += 1
-        if len(self.streams) == 1:
-            self.busy_since = self.turn.now
         self.request_offset = self.bytes_sent
         return stream
 
@@ -281,17 +365,24 @@ class ClientConnection(Connection):
                 self.retire_after_flush()
             elif codec.can_open:
                 self.pool.release(self)
-            elif codec.multiplexed and not self.streams and self not in self.pool.shared:
-                self.retire_after_flush()  # withdrawn (GOAWAY, age), and its last request has ended
+            elif codec.multiplexed and not self.streams:
+                self.retire_after_flush()  # it takes no more (GOAWAY), and its last request has ended
 
     def on_request(self, event: HeadersReceived | HeadRefused) -> None:
         """A response on a stream that we gave up: nobody waits for it."""
 
-    def on_goaway(self) -> None:
+    def on_goaway(self, calm: bool) -> None:
         """The origin drains this connection: finish what is open, take nothing new."""
+        if calm:
+            self.pool.calm_down()
         self.pool.withdraw(self)
         if not self.streams:
             self.retire_after_flush()
+
+    def on_limits(self) -> None:
+        """The origin said how many requests it takes at once, and whether upgrades are among them."""
+        if self.state is _READY or self.state is _BUSY:
+            self.pool.on_limits(self)
 
     def on_failed(self, error: Error) -> None:
         """The codec can't go on."""
@@ -303,6 +394,7 @@ class ClientConnection(Connection):
     def retire_after_flush(self) -> None:
         """Leave the pool now; the socket closes once what is buffered has gone."""
         self._leave()
+        self.codec.drain()
         self.touch()
 
     def retire(self) -> None:
@@ -317,9 +409,14 @@ class ClientConnection(Connection):
         """The path is dead: end its requests now, and the socket with it."""
         self.turn.begin()
         self.fail_streams(error)
-        self._leave()
         self.abort()
         self.turn.end()
+
+    def fail_streams(self, error: Error) -> None:
+        """Reset every open stream towards its handler; none of them may find its next try on this connection."""
+        if self.state is not _CONNECTING:
+            self._leave()
+        super().fail_streams(error)
 
     def _leave(self) -> None:
         if self.state is not _CLOSED:

@@ -27,13 +27,16 @@ from .attempt import _WON as ATTEMPT_WON
 from .attempt import Attempt
 from .errors import CLIENT_CLOSED_REQUEST, Kind, ProxyError, Source
 from .forward import is_last_hop, rewrite
+from .grpc import call_status, error_trailers, is_call, timeout_s
 from .message import ResponseHead
 from .reply import debug_fields, error_reply, final_answer
 from .stream import StreamHandler
 
 if TYPE_CHECKING:
+    from routing.balancer import EndpointState
     from routing.hedge import Budget
     from routing.model import Route
+    from routing.region import RegionState
 
     from .client import ClientConnection
     from .listener import Listener, ServerConnection
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
 
 REPLAY_BYTES: Final = 64 * 1024
 SAFE_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-RETRIED_STATUSES: Final = frozenset((502, 503, 504))
+RETRIED_STATUSES: Final = frozenset((425, 502, 503, 504))
 
 
 class State(Enum):
@@ -76,8 +79,10 @@ class Exchange(StreamHandler):
         "client_eof",
         "connection",
         "downstream_blocked",
+        "early_refused",
         "error",
         "first_byte_at",
+        "grpc",
         "head",
         "hedge_at",
         "hedged",
@@ -92,6 +97,7 @@ class Exchange(StreamHandler):
         "request_id",
         "request_paused",
         "response_end",
+        "result",
         "retry_after",
         "route",
         "sent_at",
@@ -102,6 +108,8 @@ class Exchange(StreamHandler):
         "stream",
         "switching",
         "timer_bucket",
+        "too_early_at",
+        "total",
         "traceparent",
         "tried",
         "tunnel",
@@ -139,8 +147,13 @@ class Exchange(StreamHandler):
         self.tunnel = False
         self.hedged = False
         self.client_eof = False
+        self.early_refused = False  # 0-RTT was tried in vain: not again
+        self.too_early_at: EndpointState | None = None  # who answered 425 before the client's handshake was done
         self.bytes_in = self.bytes_out = 0
         self.status = 0
+        self.grpc = False
+        self.result = 0  # of a gRPC call, as an HTTP status; 0: `status` tells it
+        self.total = 0.0  # seconds for all of it: the route's, or what the client has left
         self.error: ProxyError | None = None
         self.retry_after = 0.0
         self.request_id = self.traceparent = b""
@@ -167,6 +180,7 @@ class Exchange(StreamHandler):
             self.replay = []
         hop = self.connection.hop
         self.hop_trusted = hop.trusted
+        self.grpc = request.te_trailers and method == b"POST" and is_call(request)
         if method in (b"OPTIONS", b"TRACE") and is_last_hop(request):
             self._reply(final_answer(request))
             return
@@ -175,10 +189,15 @@ class Exchange(StreamHandler):
             self.refuse(ids)
             return
         self.request_id, self.traceparent = cast("tuple[bytes, bytes]", ids)
+        if request.early and (b"early-data", b"1") not in request.fields:
+            request.fields.append((b"early-data", b"1"))
         if route is None:
             self.refuse(listener.no_route(request))
             return
         self.route = route
+        self.total = route.timeouts.total
+        if self.grpc and (left := timeout_s(request)) is not None and left < self.total:
+            self.total = left
         self.upstream = upstream = listener.upstreams[route.upstream]
         retry = route.retry
         self.idempotent = method in SAFE_METHODS or (
@@ -307,7 +326,10 @@ class Exchange(StreamHandler):
     def on_response(self, attempt: Attempt, head: ResponseHead, end: bool) -> None:
         """A final head: it wins, unless it is a gateway error and something better is still possible."""
         now = self.connection.turn.now
-        if head.status in RETRIED_STATUSES and self._replaced(attempt, head, now):
+        if self.grpc and end and head.status == 200:
+            self.result = call_status(head.known.get(b"grpc-status"))
+        if (head.status in RETRIED_STATUSES or self.result == 503) and self._replaced(attempt, head, now):
+            self.result = 0
             return
         self.winner = attempt
         attempt.win()
@@ -368,6 +390,8 @@ class Exchange(StreamHandler):
 
     def on_response_trailers(self, fields: Fields) -> None:
         """The winner's trailers end the response."""
+        if self.grpc:
+            self.result = call_status(next((value for name, value in fields if name == b"grpc-status"), None))
         self.stream.send_trailers(fields)
         self._finish(self.connection.turn.now)
 
@@ -380,6 +404,8 @@ class Exchange(StreamHandler):
 
     def _replaced(self, attempt: Attempt, head: ResponseHead, now: float) -> bool:
         """Whether a gateway error loses: to an attempt that is still open, or to a retry that starts now."""
+        if head.status == 425:
+            return self._too_early(attempt, now)
         after = _retry_after(head)
         others = len(self.attempts) > 1
         if not others and not (self.idempotent and self._may_retry(now)):
@@ -391,16 +417,51 @@ class Exchange(StreamHandler):
             if target is None or not balancer.take_retry(now, self.budget):
                 self.upstream.counters.retry("status", "denied")
                 return False
-        kind = Kind.UNAVAILABLE if head.status == 503 else Kind.BAD_RESPONSE
-        attempt.error = ProxyError(kind, f"{attempt.target.endpoint} answered {head.status}")
+        status = self.result or head.status
+        kind = Kind.UNAVAILABLE if status == 503 else Kind.BAD_RESPONSE
+        answer = b"grpc-status " + head.known[b"grpc-status"] if self.result else b"%d" % status
+        attempt.error = ProxyError(kind, f"{attempt.target.endpoint} answered {answer.decode('latin-1')}")
         self.attempts.remove(attempt)
-        attempt.succeed(now, head.status, now - attempt.connected_at, after)
+        attempt.succeed(now, status, now - attempt.connected_at, after)
         if attempt.stream is not None:
             attempt.stream.reset(None)
         if target is not None:
             self.upstream.counters.retry("status", "started")
             self._try(Attempt(self, target, len(self.tried) + 1, False, now), now)
         return True
+
+    def _too_early(self, attempt: Attempt, now: float) -> bool:
+        """425 (RFC 8470 section 5.2): whether the request goes again, once, without early data.
+
+        The answer is the client's own business where its request said `early-data` already, or none travelled early.
+        """
+        head = self.head
+        if self.early_refused or b"early-data" in head.known or not (attempt.sent_early or head.early):
+            return False
+        self.attempts.remove(attempt)
+        attempt.error = ProxyError(Kind.TOO_EARLY, f"{attempt.target.endpoint} answered 425")
+        attempt.succeed(now, 425, now - attempt.connected_at, None)
+        if not self.attempts:
+            self.early_refused = True
+            if head.early and self.connection.unconfirmed(self):
+                self.too_early_at = attempt.target  # a replay never gets further than this
+            else:
+                self._try_late(attempt.target, now)
+        return True
+
+    def on_confirmed(self) -> None:
+        """The client's handshake is complete: what had to wait for that may go now."""
+        target, self.too_early_at = self.too_early_at, None
+        if target is not None and self.state is not _DONE:
+            self._try_late(target, self.connection.turn.now)
+
+    def _try_late(self, target: EndpointState, now: float) -> None:
+        head = self.head
+        if head.early:
+            head.early = False
+            head.fields.remove((b"early-data", b"1"))
+        self.upstream.counters.retry("too_early", "started")
+        self._try(Attempt(self, target, len(self.tried) + 1, False, now), now)
 
     def _cancel_losers(self, winner: Attempt, now: float) -> None:
         hedges = self.upstream.counters.hedges
@@ -420,6 +481,8 @@ class Exchange(StreamHandler):
         if attempt is self.winner:
             self._response_broke(error)
             return
+        if attempt.sent_early:
+            self.early_refused = True
         if self.attempts:
             return  # the other one may still win
         if self._may_retry(now) and (error.unprocessed or not attempt.touched or self.idempotent):
@@ -443,7 +506,7 @@ class Exchange(StreamHandler):
             and len(self.tried) <= retry.attempts
             and (self.bodyless or self.replay is not None)
             and not self.client_eof_seen()
-            and now - self.started < self.route.timeouts.total
+            and now - self.started < self.total
         )
 
     def client_eof_seen(self) -> bool:
@@ -469,6 +532,24 @@ class Exchange(StreamHandler):
             self.hedge_at = self.started + again
         self._try(hedge, now)
 
+    def rescue(self, region: RegionState, now: float) -> None:
+        """The region that this request waits for has been drained: try elsewhere at once, beside what may still come."""
+        if self.state is not _TRYING or not self.request_end or self.switching or self.route.retry is None:
+            return
+        if not (self.bodyless or self.replay is not None):
+            return
+        if any(a.target.region is not region or (a.touched and not self.idempotent) for a in self.attempts):
+            return
+        balancer = self.upstream.balancer
+        target = balancer.pick_alternate(now, [a.target for a in self.tried], False)
+        if target is None or target.region is region:
+            return
+        result = "started" if balancer.take_retry(now, self.budget) else "denied"
+        self.upstream.counters.retry("drained", result)
+        if result == "started":
+            self.hedged = True
+            self._try(Attempt(self, target, len(self.tried) + 1, True, now), now)
+
     # -- time --------------------------------------------------------------------------------------
 
     def _arm(self, now: float) -> None:
@@ -482,7 +563,7 @@ class Exchange(StreamHandler):
         timeouts = self.route.timeouts
         if self.tunnel:
             return self.active_at + timeouts.idle
-        deadline = self.started + timeouts.total
+        deadline = self.started + self.total
         if self.state is _RELAYING or not self.request_end:
             return min(deadline, self.active_at + timeouts.idle)
         if self.attempts:
@@ -508,18 +589,16 @@ class Exchange(StreamHandler):
 
     def _time_out(self, now: float) -> None:
         timeouts = self.route.timeouts
-        total = now >= self.started + timeouts.total
+        total = now >= self.started + self.total
         if self.state is _RELAYING:
             what = (
-                f"total time-out of {timeouts.total:g} s"
-                if total and not self.tunnel
-                else f"idle for {timeouts.idle:g} s"
+                f"total time-out of {self.total:g} s" if total and not self.tunnel else f"idle for {timeouts.idle:g} s"
             )
             self._response_broke(ProxyError(Kind.READ_TIMEOUT, what))
             return
         if not self.request_end:
             if total:
-                text = f"the request was not complete within the total time-out of {timeouts.total:g} s"
+                text = f"the request was not complete within the total time-out of {self.total:g} s"
             else:
                 text = f"the request's body made no progress for {timeouts.idle:g} s"
             blocked = self.request_paused
@@ -532,12 +611,14 @@ class Exchange(StreamHandler):
                 text = f"{where}: no connection within {timeouts.connect:g} s"
                 error = attempt.time_out(Kind.CONNECT_TIMEOUT, text, now)
             else:
-                waited = timeouts.total if total else timeouts.response
+                waited = self.total if total else timeouts.response
                 error = attempt.time_out(Kind.RESPONSE_TIMEOUT, f"{where}: no response within {waited:g} s", now)
         last = self.attempts[-1] if self.attempts else None
         self.attempts.clear()
         if error is None or last is None or total:
-            self._give_up(error or ProxyError(Kind.RESPONSE_TIMEOUT, f"no response within {timeouts.total:g} s"))
+            if error is None or (self.grpc and total):
+                error = ProxyError(Kind.RESPONSE_TIMEOUT, f"no response within {self.total:g} s")
+            self._give_up(error)
             return
         self.on_attempt_failed(last, error)
 
@@ -585,7 +666,11 @@ class Exchange(StreamHandler):
         self._close(now)
         if self.head.version == b"1.0":
             self.connection.break_off()  # its body ends with the connection: only a reset shows that this one is cut
-        self.stream.reset(error)
+        if self.grpc:
+            self.stream.send_trailers(error_trailers(error))
+            self.stream.reset(None)
+        else:
+            self.stream.reset(error)
 
     def _give_up(self, error: ProxyError) -> None:
         """Answer with an error of ours."""
@@ -616,12 +701,9 @@ class Exchange(StreamHandler):
         """The response has been handed over completely."""
         winner = self.winner
         assert winner is not None
-        if self.request_end:
-            winner.succeed(now, self.status, self.first_byte_at - winner.connected_at, None)
-        else:  # an early response: what is left of the request is of no use
-            winner.succeed(now, self.status, self.first_byte_at - winner.connected_at, None)
-            if winner.stream is not None:
-                winner.stream.reset(None)
+        winner.succeed(now, self.result or self.status, self.first_byte_at - winner.connected_at, None)
+        if not self.request_end and winner.stream is not None:
+            winner.stream.reset(None)  # an early response: what is left of the request is of no use
         self._close(now)
         if not self.request_end:
             self.stream.reset(None)

@@ -5,41 +5,72 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from .sockpool import SocketPool
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .listener import Listener
+    from .pool import Pool
+    from .tunnel import TunnelListener
     from .upstream import UpstreamRuntime
 
 
 def upstream_status(upstream: UpstreamRuntime, now: float) -> dict[str, Any]:
     """Routing's snapshot with the pools' numbers added to each endpoint."""
     found = upstream.balancer.snapshot(now)
-    pools = {str(pool.target.endpoint): pool for pool in upstream.pools}
+    pools: dict[tuple[str, str], list[Pool | SocketPool]] = {}
+    everything: list[Pool | SocketPool] = [*upstream.pools]
+    for links in upstream._socket_pools.values():
+        everything += links
+    for pool in everything:
+        pools.setdefault((pool.target.region.name, str(pool.target.endpoint)), []).append(pool)
     for region in found["regions"]:
         for endpoint in region["endpoints"]:
-            pool = pools[endpoint["endpoint"]]
-            opened = pool.counters.opened
-            endpoint["pool"] = {
-                "idle": len(pool.idle) + sum(1 for c in pool.shared if not c.streams),
-                "busy": pool.busy,
-                "dialling": pool.dialling,
-                "waiting": len(pool.waiters),
-                "opened": {kind: count for kind, count in opened.items() if count},
-                "reused": pool.counters.reused,
-                "dial_failures": pool.counters.dial_failures,
-            }
-            if pool.last_error is not None:
-                endpoint["last_error"] = pool.last_error.details
+            mine = pools[region["region"], endpoint["endpoint"]]
+            endpoint["pool"] = _pool_status(mine)
+            error = next((pool.last_error for pool in mine if pool.last_error is not None), None)
+            if error is not None:
+                endpoint["last_error"] = error.details
     counters = upstream.counters
     found["hedges"] = dict(counters.hedges)
     found["retries"] = [{"reason": r, "result": result, "count": n} for (r, result), n in counters.retries.items()]
     return found
 
 
-def explain(url: str, method: str, listeners: Iterable[Listener], now: float) -> dict[str, Any]:
-    """The route, region and endpoint that a request for `url` would take now, and why, for each listener that has a
-    route for it.
+def _pool_status(pools: list[Pool | SocketPool]) -> dict[str, Any]:
+    """Of one endpoint: its connections for requests and, where an L4 listener leads here, those for clients of that."""
+    idle = busy = dialling = waiting = reused = failures = 0
+    opened: dict[str, int] = {}
+    for pool in pools:
+        counters = pool.counters
+        idle += len(pool.idle)
+        dialling += pool.dialling
+        reused += counters.reused
+        failures += counters.dial_failures
+        for kind, count in counters.opened.items():
+            if count:
+                opened[kind] = opened.get(kind, 0) + count
+        if isinstance(pool, SocketPool):
+            busy += pool.open
+        else:
+            idle += sum(1 for connection in pool.shared if not connection.streams)
+            busy += pool.busy
+            waiting += len(pool.waiters)
+    return {
+        "idle": idle,
+        "busy": busy,
+        "dialling": dialling,
+        "waiting": waiting,
+        "opened": opened,
+        "reused": reused,
+        "dial_failures": failures,
+    }
+
+
+def explain(url: str, method: str, listeners: Iterable[Listener | TunnelListener], now: float) -> dict[str, Any]:
+    """The route, region and endpoint that a request for `url` would take now, and why, for each listener. On an L4
+    listener only its host counts. ValueError: `url` is none.
     """
     parts = urlsplit(url if "//" in url else f"//{url}")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

@@ -1,12 +1,15 @@
 """What keeps routing's picture of an endpoint fresh off the request path: checks, probes, and bytes that nobody
 acknowledges.
 
-- Active checks (`health:`): a GET over the same TLS settings on a connection of their own, or a TCP connect.
+- Active checks (`health:`): a GET, or a call of grpc.health.v1, over the same TLS settings on a connection of their
+  own; or a TCP connect.
 - Probes: an endpoint that routing doubts, or a region without traffic, gets a dial with its handshake. What it opens
   joins the pool.
 - Unanswered bytes: a request whose bytes the peer's kernel does not acknowledge is the first sign of a black hole,
   long before any response time-out. Routing is told as it lasts; after `DEAD_S` and some round trips the connection
   is given up.
+- PINGs on multiplexed connections, so that a path that died while idle is found within `keepalive`, before requests
+  meet it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import random
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
+from . import grpc
+from .client import State
 from .errors import Kind, ProxyError
 from .message import RequestHead, ResponseHead
 from .stream import StreamHandler
@@ -34,14 +39,19 @@ SUSPECT_S: Final = 0.1
 SUSPECT_ROUND_TRIPS: Final = 2.0
 QUIET_S: Final = 5.0
 PROBE_TIMEOUT_S: Final = 2.0
+BODY_BYTES_MAX: Final = 1024
 _AGENT: Final = b"onetrip-health"
 
 
 class Check(StreamHandler):
-    """One health request on a connection: `done` becomes the status, or a ProxyError."""
+    """One health request on a connection: `done` becomes the status, or a ProxyError. `body` and `trailers` are the
+    answer's, the first kept up to `BODY_BYTES_MAX`.
+    """
 
     def __init__(self) -> None:
         self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.body = b""
+        self.trailers: Fields = []
         self._status = 0
 
     def on_headers(self, head: RequestHead | ResponseHead, end: bool) -> None:
@@ -50,15 +60,18 @@ class Check(StreamHandler):
         if status >= 200:
             self._status = status
             if end:
+                self.trailers = head.fields
                 self._finish()
 
     def on_data(self, data: bytes, end: bool) -> None:
-        """Its body is of no interest."""
+        """Its body."""
+        self.body = (self.body + data)[:BODY_BYTES_MAX]
         if end:
             self._finish()
 
     def on_trailers(self, fields: Fields) -> None:
         """Its end."""
+        self.trailers = fields
         self._finish()
 
     def on_writable(self) -> None:
@@ -117,23 +130,29 @@ class Health:
             target = pool.target
             rtt = target.floor.value
             suspect = SUSPECT_S + SUSPECT_ROUND_TRIPS * rtt
+            allowed = DEAD_S + DEAD_ROUND_TRIPS * rtt
             worst = 0.0
             dead: list[ClientConnection] = []
             for connection in pool.connections:
-                if not connection.streams or now - connection.busy_since < suspect or connection.transport is None:
+                since = connection.unanswered_since
+                if not connection.streams or not since or now - since < suspect or connection.transport is None:
                     continue
-                seconds = min(unacknowledged_s(socket_of(connection.transport)), now - connection.busy_since)
+                waiting = unacknowledged_s(socket_of(connection.transport))
+                if not waiting:
+                    connection.unanswered_since = 0.0  # read, if not answered yet
+                    continue
+                seconds = min(waiting, now - since)
                 worst = max(worst, seconds)
-                if seconds > DEAD_S + DEAD_ROUND_TRIPS * rtt:
+                if seconds > allowed:
                     dead.append(connection)
+            every, patience = ping_times(pool.ping_every_s, allowed, rtt)
             for connection in pool.shared:
-                allowed = DEAD_S + DEAD_ROUND_TRIPS * rtt
-                if not connection.probe_path(now, pool.settings.keepalive_s, allowed):
+                if not connection.probe_path(now, every, patience) and connection not in dead:
                     dead.append(connection)
             if worst >= suspect:
                 balancer.observe_unanswered(target, now, worst)
             for connection in dead:
-                text = f"{target.endpoint}: no sign of life for {DEAD_S + DEAD_ROUND_TRIPS * rtt:.1f} s"
+                text = f"{target.endpoint}: no sign of life for {allowed:.1f} s"
                 connection.give_up(ProxyError(Kind.READ_TIMEOUT, text))
 
     # -- probes ------------------------------------------------------------------------------------
@@ -175,9 +194,11 @@ class Health:
         ok = False
         try:
             async with asyncio.timeout(section.timeout):
-                if section.path is None or links:
+                if links or (section.path is None and section.grpc is None):
                     await self._dial(target, links)
                     ok = True
+                elif section.path is None:
+                    ok = await self._call(target, section.grpc or "")
                 else:
                     ok = section.expects(await self._ask(target, section.path.encode()))
         except (ProxyError, TimeoutError):
@@ -191,20 +212,47 @@ class Health:
         self._upstream.balancer.observe_probe(target, monotonic(), ok, monotonic() - started)
 
     async def _ask(self, target: EndpointState, path: bytes) -> int:
+        authority = self._upstream.authority(target.endpoint)
+        head = RequestHead(b"GET", path, authority, [(b"user-agent", _AGENT)], {}, scheme=self._upstream.scheme)
+        return await (await self._send(target, head, b"")).done
+
+    async def _call(self, target: EndpointState, service: str) -> bool:
+        """Whether grpc.health.v1 says that the service is SERVING."""
+        body = grpc.health_request(service)
+        fields = [(b"user-agent", _AGENT), (b"content-type", grpc.CONTENT_TYPE)]
+        authority = self._upstream.authority(target.endpoint)
+        head = RequestHead(
+            b"POST", grpc.HEALTH_PATH, authority, fields, {}, scheme=self._upstream.scheme, content_length=len(body)
+        )
+        head.te_trailers = True
+        check = await self._send(target, head, body)
+        return await check.done == 200 and (b"grpc-status", b"0") in check.trailers and grpc.is_serving(check.body)
+
+    async def _send(self, target: EndpointState, head: RequestHead, body: bytes) -> Check:
         connection = self._checks.get(id(target))
         if connection is None or connection.transport is None or not connection.codec.can_open:
+            if connection is not None:
+                connection.abort()
             connection = await target.pool.connect()
+            if connection.state is State.READY:
+                connection.state = State.APART
             self._checks[id(target)] = connection
         check = Check()
         turn = self._upstream.turn
         turn.begin()
         try:
-            authority = self._upstream.authority(target.endpoint)
-            head = RequestHead(b"GET", path, authority, [(b"user-agent", _AGENT)], {}, scheme=self._upstream.scheme)
-            connection.open(check).send_headers(head, True)
+            stream = connection.open(check)
+            stream.send_headers(head, not body)
+            if body:
+                stream.send_data(body, True)
         finally:
             turn.end()
-        return await check.done
+        return check
+
+    def tick_codecs(self) -> None:
+        """Once a second: what the checks' codecs count over time."""
+        for connection in self._checks.values():
+            connection.codec.tick()
 
     def close(self) -> None:
         """No more checks."""
@@ -213,4 +261,12 @@ class Health:
         self._checks.clear()
 
 
-__all__ = ["Check", "Health"]
+def ping_times(keepalive_s: float, allowed_s: float, rtt_s: float) -> tuple[float, float]:
+    """From one PING to the next, and how long one may stay unanswered, in seconds: together at most `keepalive_s`, in
+    which a dead path has to be found (where that leaves the PING a few round trips).
+    """
+    patience = max(min(allowed_s, keepalive_s / 2), SUSPECT_S + SUSPECT_ROUND_TRIPS * rtt_s)
+    return max(keepalive_s - patience, keepalive_s / 2), patience
+
+
+__all__ = ["Check", "Health", "ping_times"]

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 
 from routing.table import RouteTable
+from tlscache.early_data import may_travel_early
 from tlscache.engine import State as TLSState
 from tlscache.engine import TLSEngine
 
@@ -30,6 +31,7 @@ from .access_line import access_line
 from .codec.h1 import H1Limits, H1ServerCodec
 from .codec.h2 import H2Limits, H2ServerCodec
 from .codec.proxy_protocol import NotProxyProtocol, ProxyProtocolReader
+from .early import HeldRequest
 from .errors import Kind, ProxyError
 from .exchange import Exchange
 from .forward import Hop
@@ -53,9 +55,13 @@ if TYPE_CHECKING:
     from .upstream import UpstreamRuntime
 
 IDLE_S: Final = 300.0
+DRAIN_IDLE_S: Final = 0.5
 LINGER_S: Final = 2.0
+GOAWAY_S: Final = 2.0
+"""How long a client has to notice a GOAWAY: what it sends after the last one is refused."""
 LINGER_BYTES: Final = 4 * 1024 * 1024
 PROBE_AFTER_S: Final = 0.5
+HELD_MAX: Final = 16  # requests of a connection's 0-RTT data that wait for the handshake; more are answered 425
 H2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -82,6 +88,8 @@ class ServerConnection(Connection):
 
     __slots__ = (
         "client",
+        "draining",
+        "early",
         "half_closed",
         "head_since",
         "hop",
@@ -104,6 +112,8 @@ class ServerConnection(Connection):
         self.state = _PRELUDE
         self.timer_bucket: set[Timed] | None = None
         self.client = ""
+        self.early: list[HeldRequest | Exchange] | None = None  # 0-RTT is served: who waits for the handshake's end
+        self.draining = False  # it was idle when the drain began
         self.log_start = b""
         self.idle_since = 0.0
         self.head_since = 0.0
@@ -169,6 +179,8 @@ class ServerConnection(Connection):
                 data = engine.receive(data)
                 if engine.state is not _TLS_OPEN:
                     self._drive_tls(engine)
+                elif self.early is not None:
+                    self._confirm(self.early)
             if self.state is _OPEN:
                 if data:
                     self._receive(data)
@@ -187,7 +199,12 @@ class ServerConnection(Connection):
         codec = self.codec
         if not self.streams and not self.head_since:
             self.head_since = -1.0  # a head begins; the time is taken only if it stays unfinished
-        self.deliver(codec.receive(data))
+        if self.draining:
+            self.draining = False
+            self.deliver(codec.receive(data))
+            codec.drain()
+        else:
+            self.deliver(codec.receive(data))
         if self.streams:
             self.head_since = 0.0
         elif self.head_since < 0.0:
@@ -233,17 +250,36 @@ class ServerConnection(Connection):
         engine = self.engine
         if engine is not None:
             if engine.state is _TLS_OPEN:
+                data, self.prelude = self.prelude + data, b""
                 self._open(self.listener.codec_for(engine.alpn))
                 if data:
                     self._receive(data)
-            return
+                return
+            if not data or engine.state is not TLSState.HANDSHAKING:
+                return
         self.prelude += data
         if H2_PREFACE.startswith(self.prelude[: len(H2_PREFACE)]) and len(self.prelude) < len(H2_PREFACE):
             return  # may still become HTTP/2 with prior knowledge
         data, self.prelude = self.prelude, b""
         if data:
+            if engine is not None:
+                self.early = []  # 0-RTT; ALPN's choice is reported at the handshake's end, the first bytes tell as well
             self._open(self.listener.codec_for(b"h2" if data.startswith(H2_PREFACE) else b""))
             self._receive(data)
+
+    def _confirm(self, waiting: list[HeldRequest | Exchange]) -> None:
+        """The handshake of a client that sent 0-RTT is complete: it is no replay."""
+        self.early = None
+        self.touch()  # session tickets, and a close that had to wait
+        for one in waiting:
+            one.on_confirmed()
+
+    def unconfirmed(self, exchange: Exchange) -> bool:
+        """Whether the client's handshake is still under way; `exchange.on_confirmed` is called when it is done."""
+        if self.early is None:
+            return False
+        self.early.append(exchange)
+        return True
 
     def _drive_tls(self, engine: TLSEngine) -> None:
         transport = self.transport
@@ -313,12 +349,37 @@ class ServerConnection(Connection):
             head = cast("RequestHead", event.head)
             if self.engine is not None:
                 head.scheme = b"https"
+                if self.early is not None:
+                    self._take_early(exchange, stream, head, event.end, self.early)
+                    return
             exchange.on_headers(head, event.end)
         else:
             exchange.head = event.head or RequestHead(b"-", b"-", b"", [], {})
             exchange.hop_trusted = False
             listener.counters.in_flight += 1
             exchange.refuse(event.error)
+
+    def _take_early(
+        self,
+        exchange: Exchange,
+        stream: ConnectionStream,
+        head: RequestHead,
+        end: bool,
+        waiting: list[HeldRequest | Exchange],
+    ) -> None:
+        """A request in 0-RTT data: a safe one goes on, saying so; others wait for the handshake, or are refused."""
+        upgrade, expect = len(head.upgrade) > 0, head.expect_continue
+        if may_travel_early(head.method, enabled=True, has_body=not end, upgrade=upgrade, expect_continue=expect):
+            head.early = True
+            exchange.on_headers(head, end)
+        elif len(waiting) < HELD_MAX:
+            waiting.append(HeldRequest(exchange, stream, head, end))
+        else:
+            exchange.head = head
+            exchange.hop_trusted = False
+            self.listener.counters.in_flight += 1
+            text = f"more than {HELD_MAX} requests that have to wait for the TLS handshake"
+            exchange.refuse(ProxyError(Kind.TOO_EARLY, text))
 
     def stream_done(self, stream: ConnectionStream) -> None:
         """A request was answered."""
@@ -336,7 +397,19 @@ class ServerConnection(Connection):
         elif self.state is _LINGERING:
             self._end_now()
         elif self.state is _OPEN:
-            if self.half_closed and self.streams:
+            if self.early is not None:
+                self._end_now()  # 0-RTT, and a handshake that does not end: a replay
+            elif self.draining:
+                self.draining = False
+                self.codec.drain()
+                if self.codec.closing:
+                    self.touch()
+                elif self.codec.multiplexed:  # it has not answered our PING: it has seen the first GOAWAY all the same
+                    self.touch()
+                    listener.timers.set(self, now + IDLE_S, now)
+                else:
+                    self._end_now()  # it never asked for anything
+            elif self.half_closed and self.streams:
                 self._probe_half_closed(now)
             elif self.streams:
                 listener.timers.set(self, now + IDLE_S, now)
@@ -344,7 +417,11 @@ class ServerConnection(Connection):
                 self._end_slow()
             elif now >= self.idle_since + IDLE_S:
                 self.codec.drain()
-                self._end_now()
+                if self.codec.multiplexed:  # GOAWAY first; at the next look the connection closes
+                    self.touch()
+                    listener.timers.set(self, now + LINGER_S, now)
+                else:
+                    self._end_now()
             else:
                 due = self.idle_since + IDLE_S
                 if self.head_since > 0.0:
@@ -380,17 +457,27 @@ class ServerConnection(Connection):
     # -- the end -----------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Take no new requests."""
+        """Take no new requests. An idle HTTP/1.1 client may be sending one right now: it is still answered, with
+        `connection: close`, and only after `DRAIN_IDLE_S` of silence does the connection end.
+        """
         if self.state is _OPEN:
-            self.codec.drain()
-            self.touch()
+            if self.codec.multiplexed or self.streams or self.codec.partial:
+                self.codec.drain()
+                self.touch()
+                if self.codec.multiplexed:
+                    self.draining = True
+                    self.listener.timers.set(self, self.turn.now + GOAWAY_S, self.turn.now)
+            else:
+                self.draining = True
+                now = self.turn.now
+                self.listener.timers.set(self, now + DRAIN_IDLE_S, now)
         elif self.state is _PRELUDE and self.engine is None and not self.prelude and self.proxy_header is None:
             self._end_now()
 
     def close_gracefully(self) -> None:
         """The last answer has been written: shut down our side, then read on until the client has closed too."""
-        if self.state in (_LINGERING, _CLOSED):
-            return
+        if self.state in (_LINGERING, _CLOSED) or self.early is not None:
+            return  # there is no close_notify before the handshake is complete
         transport = self.transport
         if transport is None or transport.is_closing():
             return
@@ -481,15 +568,16 @@ class Listener:
     def __repr__(self) -> str:
         return f"<Listener {self.name}: {len(self.connections)} connections>"
 
-    def route(self, routes: tuple[Route, ...], upstreams: dict[str, UpstreamRuntime]) -> None:
-        """Swap in a new configuration's routes; requests under way keep theirs."""
+    def route(self, routes: tuple[Route, ...], upstreams: dict[str, UpstreamRuntime], *, warm: bool = True) -> None:
+        """Swap in a new configuration's routes; requests under way keep theirs. `warm`: open the upstreams' pools."""
         now = self.turn.now
         self.table = RouteTable(routes)
         self.upstreams = upstreams
         self.budgets = {id(r): upstreams[r.upstream].balancer.budget(r.hedge, r.retry, now) for r in routes}
         self._routes = routes  # keeps the ids valid
-        for name in {route.upstream for route in routes}:
-            upstreams[name].open_pools()
+        if warm:
+            for name in {route.upstream for route in routes}:
+                upstreams[name].open_pools()
 
     def codec_for(self, alpn: bytes) -> Codec:
         """The codec that ALPN, or the first bytes, asked for."""
@@ -505,6 +593,8 @@ class Listener:
         for connection in self.connections:
             if connection.state is _OPEN and connection.codec.multiplexed:
                 connection.codec.tick()
+                if connection.codec.pending:
+                    connection.touch()
 
     def trusts(self, address: str) -> bool:
         """Whether a client's own claims (`x-forwarded-*`, `onetrip-debug`) count. A Unix socket's do."""

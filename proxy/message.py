@@ -202,7 +202,8 @@ class StreamWritable:
 
 
 class GoAway:
-    """The connection takes no new streams: the peer said so, or its stream ids are used up. Those above `last_stream_id`
+    """The connection takes no new streams: the peer said so, or its stream ids are used up. Those above
+    `last_stream_id`
     were not processed and get a StreamReset. `calm`: the peer gave as its reason that we ask too much of it, pings
     among it.
     """
@@ -215,7 +216,8 @@ class GoAway:
 
 
 class LimitsChanged:
-    """Client role: what the peer allows (`Codec.stream_limit`, `Codec.upgrades`) is known now, or another than before."""
+    """Client role: what the peer allows (`Codec.stream_limit`, `Codec.upgrades`) is known now, or another than before.
+    """
 
     __slots__ = ()
 

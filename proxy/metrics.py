@@ -105,7 +105,7 @@ FAMILIES: Final[dict[str, tuple[str, str]]] = {
     "upstream_dial_failures": ("counter", "Connections to endpoints that could not be opened."),
     "upstream_handshake_seconds": ("histogram", "Seconds of a dial, by phase."),
     "upstream_pool_idle": ("gauge", "Connections ready for a request."),
-    "tls_sessions_stored": ("gauge", "TLS sessions held."),
+    "tls_sessions_stored": ("gauge", "TLS sessions held in memory, by endpoint."),
     "tls_sessions": ("counter", "TLS sessions, by what became of them."),
     "hedges": ("counter", "Hedged attempts, by result."),
     "retries": ("counter", "Retries, by reason and result."),

@@ -6,6 +6,10 @@ Rules:
   done (`target_size`).
 - The youngest idle connection is used first (LIFO), so that the surplus of a burst grows old and goes.
 - An attempt that finds none waits for whichever comes first: a connection given back, or the new one.
+- Multiplexed connections are shared: a request goes to the one with the fewest open, and another one is dialled before
+  the last is full (`SHARED_FULL`) or when one takes no more (GOAWAY, age). Those that wait are served as requests end,
+  or as the peer allows more.
+- An upgrade that a multiplexed endpoint doesn't take gets a connection of its own, which speaks another version.
 - Bounds: `max_connections` open or being dialled; `WAITERS_MAX` attempts waiting, beyond that POOL_FULL at once.
 - A failed dial fails one waiter (all, where nothing else could ever serve them). Refilling backs off; waiting
   requests dial at once.
@@ -23,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
+from .attempt import Attempt
 from .client import ClientConnection, State
 from .connect import SocketOptions, open_socket
 from .errors import Kind, ProxyError
@@ -33,7 +38,6 @@ if TYPE_CHECKING:
     from routing.balancer import EndpointState
     from tlscache.engine import TLSEngine
 
-    from .attempt import Attempt
     from .metrics import Snapshot
     from .stream import Codec
     from .upstream import UpstreamRuntime
@@ -42,8 +46,12 @@ WAITERS_MAX: Final = 4096
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 SWEEP_S: Final = 1.0
+PARTING_S: Final = 2.0
+HANG_UPS_MAX: Final = 3
+"""Fresh connections in a row that the endpoint closes before their first request, until waiting requests are told."""
 SHARED_FULL: Final = 0.8
 """A multiplexed connection with this share of its streams in use counts as full."""
+PING_EVERY_MAX_S: Final = 600.0
 _RISE_SMOOTHING: Final = 0.3
 
 
@@ -59,6 +67,8 @@ class PoolSettings:
     idle_s: float = 60.0
     keepalive_s: float = 15.0
     connect_s: float = 2.0
+    streams: int = 1
+    """How many requests a connection takes at once, as far as that is known before there is one."""
 
 
 def target_size(busy: int, rise_per_s: float, dial_s: float, settings: PoolSettings) -> int:
@@ -87,11 +97,15 @@ class Pool:
         self.connections: set[ClientConnection] = set()  # every ready one
         self.dialling = 0
         self.waiters: deque[Attempt] = deque()
+        self.upgrades: deque[Attempt] = deque()  # wait until a shared connection's peer has said whether it takes them
+        self.ping_every_s = settings.keepalive_s
+        self._parting: list[ClientConnection] = []  # probes' surplus, for `PARTING_S`
         self.closed = False
         self.last_error: ProxyError | None = None
         self.first_round = 0  # initial dials still under way; readiness waits for zero
         self.dial_s = 0.3
         self._failures = 0
+        self._streams_each = settings.streams
         self._refill_at = 0.0
         self._rise_per_s = 0.0
         self._busy_before = 0
@@ -122,6 +136,9 @@ class Pool:
                 self.refill()
             attempt.on_connection(connection)
             return
+        if self.shared and attempt.upgrade:
+            self._acquire_upgrade(attempt)
+            return
         if self.shared and (shared := self._least_loaded()) is not None:
             if len(shared.streams) >= shared.codec.stream_limit * SHARED_FULL:
                 self.refill()  # the next connection, ahead of the limit
@@ -137,8 +154,18 @@ class Pool:
             )
             return
         self.waiters.append(attempt)
-        if self.dialling < len(self.waiters) and len(self.connections) + self.dialling < self.settings.max_connections:
+        if (
+            self.dialling * self._streams_each < len(self.waiters)
+            and len(self.connections) + self.dialling < self.settings.max_connections
+        ):
             self._dial()
+
+    def early_waiter(self) -> Attempt | None:
+        """The first waiting attempt whose request may ride in the first flight of a connection made now."""
+        for attempt in self.waiters:
+            if attempt.waiting and attempt.may_travel_early():
+                return attempt
+        return None
 
     def _least_loaded(self) -> ClientConnection | None:
         best: ClientConnection | None = None
@@ -147,6 +174,36 @@ class Pool:
                 best = connection
         return best
 
+    def _acquire_upgrade(self, attempt: Attempt) -> None:
+        """An upgrade, where connections are shared: over the least loaded one whose peer takes it. While none has said
+        so, or they are full, it waits; where none does, it gets a connection that speaks another version.
+        """
+        best: ClientConnection | None = None
+        hope = False
+        for connection in self.shared:
+            if connection.codec.upgrades is False:
+                continue
+            hope = True
+            if (
+                connection.codec.upgrades
+                and connection.codec.can_open
+                and (best is None or len(connection.streams) < len(best.streams))
+            ):
+                best = connection
+        if best is not None:
+            attempt.on_connection(best)
+        elif hope and len(self.upgrades) < WAITERS_MAX:
+            self.upgrades.append(attempt)
+        elif not self.upstream.dials_apart:
+            text = f"{self.target.endpoint} takes no upgrades over the version that its connections speak"
+            attempt.on_no_connection(ProxyError(Kind.UPGRADE_FAILED, text, unprocessed=True))
+        elif self.closed or len(self.connections) + self.dialling >= self.settings.max_connections:
+            text = f"{self.target.endpoint}: no room for one more connection"
+            attempt.on_no_connection(ProxyError(Kind.POOL_FULL, text, unprocessed=True))
+        else:
+            self.dialling += 1
+            self.upstream.background.start(self._run_dial_apart(attempt), f"dial {self.target.endpoint}")
+
     def release(self, connection: ClientConnection) -> None:
         """A request ended, and its connection can carry another one."""
         now = self.upstream.turn.now
@@ -154,23 +211,44 @@ class Pool:
             if not connection.streams:
                 connection.retire_after_flush()
             return
+        if connection.codec.multiplexed:
+            if connection not in self.shared:
+                self.shared.append(connection)
+                self.target.ready += 1
+            if not connection.streams:
+                connection.idle_since = now
+            if self.waiters or self.upgrades:
+                self.on_limits(connection)
+            return
         waiters = self.waiters
         while waiters:
             attempt = waiters.popleft()
             if attempt.waiting:
                 connection.state = State.BUSY
                 attempt.on_connection(connection)
-                if not connection.codec.multiplexed or not connection.codec.can_open:
-                    return
-        if connection.codec.multiplexed:
-            if connection not in self.shared:
-                self.shared.append(connection)
-                self.target.ready += 1
-        else:
-            connection.state = State.READY
-            connection.idle_since = now
-            self.idle.append(connection)
-            self.target.ready += 1
+                return
+        connection.state = State.READY
+        connection.idle_since = now
+        self.idle.append(connection)
+        self.target.ready += 1
+
+    def on_limits(self, connection: ClientConnection) -> None:
+        """A shared connection can take more, or has said what it takes: serve those that wait."""
+        if connection not in self.shared:
+            return
+        self._streams_each = max(1, connection.codec.stream_limit)
+        upgrades, self.upgrades = self.upgrades, deque()
+        for attempt in upgrades:
+            if attempt.waiting:
+                self._acquire_upgrade(attempt)
+        waiters = self.waiters
+        while waiters and connection.codec.can_open:
+            attempt = waiters.popleft()
+            if attempt.waiting:
+                if attempt.upgrade:
+                    self._acquire_upgrade(attempt)
+                else:
+                    attempt.on_connection(connection)
 
     def withdraw(self, connection: ClientConnection) -> None:
         """Take nothing new on this connection; what is open goes on."""
@@ -218,18 +296,24 @@ class Pool:
         now = monotonic()
         if self.closed or now < self._refill_at:
             return
-        wanted = (
-            self._wanted_shared()
-            if self.shared
-            else target_size(self.busy, self._rise_per_s, self.dial_s, self.settings)
-        )
-        for _ in range(wanted - len(self.connections) - self.dialling):
+        if self.shared:
+            missing = self._missing_shared()
+        else:
+            wanted = target_size(self.busy, self._rise_per_s, self.dial_s, self.settings)
+            missing = wanted - len(self.connections) - self.dialling
+        for _ in range(missing):
             self._dial()
 
-    def _wanted_shared(self) -> int:
+    def _missing_shared(self) -> int:
         """Multiplexed connections: the warm ones, and one more while all are near their limit of streams."""
-        full = all(len(c.streams) >= c.codec.stream_limit * SHARED_FULL for c in self.shared)
-        return min(self.settings.max_connections, max(1, self.settings.warm, len(self.connections) + 1 if full else 0))
+        full = all(len(c.streams) >= c.codec.stream_limit * SHARED_FULL or not c.codec.can_open for c in self.shared)
+        wanted = max(1, self.settings.warm, len(self.shared) + 1 if full else 0)
+        room = self.settings.max_connections - len(self.connections) - self.dialling
+        return min(wanted - len(self.shared) - self.dialling, room)
+
+    def calm_down(self) -> None:
+        """The endpoint ends connections because we ask too much of it: what we ask without need are PINGs."""
+        self.ping_every_s = min(2 * self.ping_every_s, max(PING_EVERY_MAX_S, self.settings.keepalive_s))
 
     def on_round_trip(self, seconds: float) -> None:
         """A PING was answered."""
@@ -238,18 +322,21 @@ class Pool:
     def _dial_for_waiters(self) -> None:
         waiting = sum(1 for attempt in self.waiters if attempt.waiting)
         room = self.settings.max_connections - len(self.connections) - self.dialling
-        for _ in range(min(room, waiting - self.dialling)):
+        wanted = math.ceil(waiting / self._streams_each)
+        for _ in range(min(room, wanted - self.dialling)):
             self._dial()
 
-    def _dial(self, first: bool = False) -> None:
+    def _dial(self, first: bool = False, resume: bool = True) -> None:
         self.dialling += 1
-        self.upstream.background.start(self._run_dial(first), f"dial {self.target.endpoint}")
+        self.upstream.background.start(self._run_dial(first, resume), f"dial {self.target.endpoint}")
 
-    async def _run_dial(self, first: bool) -> None:
+    async def _run_dial(self, first: bool, resume: bool) -> None:
         connection: ClientConnection | None = None
         try:
             async with asyncio.timeout(self.settings.connect_s):
-                connection = await self.connect()
+                connection = await self.connect(resume=resume, carry=True)
+                if connection.lent:
+                    return
                 if connection.state is State.CLOSED:
                     connection = None
                     text = f"{self.target.endpoint} closed the connection at once"
@@ -274,46 +361,100 @@ class Pool:
         finally:
             turn.end()
 
-    async def connect(self) -> ClientConnection:
-        """A new connection, handshaken, not part of the pool. Raises ProxyError; the caller bounds the time."""
+    async def _run_dial_apart(self, attempt: Attempt) -> None:
+        """Dial for one attempt alone, in the version that takes upgrades."""
+        endpoint = self.target.endpoint
+        connection: ClientConnection | None = None
+        error = ProxyError(Kind.TERMINATED, f"{endpoint} closed the connection at once", unprocessed=True)
+        try:
+            async with asyncio.timeout(self.settings.connect_s):
+                connection = await self.connect(apart=True)
+        except ProxyError as fault:
+            error = fault
+        except TimeoutError:
+            text = f"{endpoint}: no connection within {self.settings.connect_s:g} s"
+            error = ProxyError(Kind.CONNECT_TIMEOUT, text, unprocessed=True)
+        finally:
+            self.dialling -= 1
+        turn = self.upstream.turn
+        turn.begin()
+        try:
+            if connection is None or not self._admit(connection):
+                if attempt.waiting:
+                    attempt.on_no_connection(error)
+            elif attempt.waiting and not connection.codec.multiplexed:
+                connection.state = State.BUSY
+                attempt.on_connection(connection)
+            else:
+                if attempt.waiting:
+                    text = f"{endpoint} takes no upgrades"
+                    attempt.on_no_connection(ProxyError(Kind.UPGRADE_FAILED, text, unprocessed=True))
+                self.release(connection)
+        finally:
+            turn.end()
+
+    async def connect(self, *, resume: bool = True, apart: bool = False, carry: bool = False) -> ClientConnection:
+        """A new connection, handshaken, not part of the pool. `apart`: in the version that takes upgrades; `carry`: its
+        first flight may carry a request that waits (it is the pool's and `lent` then). Raises ProxyError; the caller
+        bounds the time.
+        """
         upstream = self.upstream
         started = monotonic()
         sock, dns_s, tcp_s = await open_socket(self.target.endpoint, upstream.resolver, upstream.socket_options)
         upstream.balancer.observe_connect(self.target, monotonic(), True, tcp_s, "tcp")
-        engine = upstream.new_engine(self.target.endpoint)
-        connection = ClientConnection(upstream.turn, self, engine)
+        sessions = upstream.sessions_of(self.target.endpoint, apart=apart)
+        offered = sessions.take() if sessions is not None and resume else None
+        connection = ClientConnection(upstream.turn, self, sessions, offered)
+        connection.may_carry = carry
+        connection.seconds = (dns_s, tcp_s, 0.0)
         try:
             await asyncio.get_running_loop().create_connection(lambda: cast(Any, connection), sock=sock)
-            connection.seconds = (dns_s, tcp_s, 0.0)
             await connection.ready
         except asyncio.CancelledError:
             connection.state = State.CLOSED
             connection.abort()
             raise
-        if engine is not None:
+        if sessions is not None:
             upstream.balancer.observe_connect(self.target, monotonic(), True, connection.seconds[2], "tls")
         self.dial_s += 0.2 * (monotonic() - started - self.dial_s)
         return connection
 
     def adopt(self, connection: ClientConnection) -> None:
-        """A probe's connection is as good as any."""
+        """A probe's connection is as good as any, and one too many where the warm ones are shared."""
         self.upstream.turn.begin()
-        self._dialled(connection)
+        if connection.codec.multiplexed and len(self.shared) >= max(1, self.settings.warm):
+            self._parting.append(connection)  # it has taken a session ticket: the one it gives back is on its way
+        else:
+            self._dialled(connection)
         self.upstream.turn.end()
 
+    def opened_early(self, connection: ClientConnection) -> None:
+        """A dial whose first flight carried a request is done: the connection is in use already."""
+        self._count_dial(connection)
+        self.connections.add(connection)
+        if connection.codec.multiplexed:
+            self.release(connection)
+
     def _dialled(self, connection: ClientConnection) -> None:
-        now = monotonic()
+        if self._admit(connection):
+            self.release(connection)
+
+    def _admit(self, connection: ClientConnection) -> bool:
+        """Make a dialled connection one of the pool's. False: it is gone already, or not wanted any more."""
+        self._count_dial(connection)
+        if connection.state is State.CLOSED or self.closed:
+            connection.abort()
+            return False
+        self.connections.add(connection)
+        return True
+
+    def _count_dial(self, connection: ClientConnection) -> None:
         self._failures = 0
         self._refill_at = 0.0
         self.last_error = None
         self.counters.opened[connection.handshake] += 1
         self.counters.observe_phases(connection.seconds)
-        connection.expires = now + self.settings.max_age_s * random.uniform(0.9, 1.0)
-        if connection.state is State.CLOSED or self.closed:
-            connection.abort()
-            return
-        self.connections.add(connection)
-        self.release(connection)
+        connection.expires = monotonic() + self.settings.max_age_s * random.uniform(0.9, 1.0)
 
     def _dial_failed(self, error: ProxyError) -> None:
         self.last_error = error
@@ -331,6 +472,9 @@ class Pool:
     def _fail_waiters(self) -> None:
         error = self.last_error
         assert error is not None
+        if error.kind is Kind.TERMINATED and self._failures < HANG_UPS_MAX:
+            self._dial_for_waiters()  # it was there, and went: perhaps a restart
+            return
         alone = not self.connections and not self.dialling
         while self.waiters:
             attempt = self.waiters.popleft()
@@ -353,9 +497,13 @@ class Pool:
         if now - self._swept >= SWEEP_S:
             self._swept = now
             self._sweep(now)
+            self._top_up_tickets(now)
         self.refill()
 
     def _sweep(self, now: float) -> None:
+        for connection in [c for c in self._parting if now - c.idle_since > PARTING_S]:
+            self._parting.remove(connection)
+            connection.retire_after_flush()
         for connection in [c for c in self.idle if now > c.expires]:
             connection.retire_after_flush()
         surplus = len(self.idle) - self.settings.warm
@@ -366,10 +514,22 @@ class Pool:
             self.withdraw(connection)
             if not connection.streams:
                 connection.retire_after_flush()
-        spare = [c for c in self.shared if not c.streams]
-        for connection in spare[: max(0, len(spare) - max(1, self.settings.warm))]:
-            if now - connection.idle_since > self.settings.idle_s:
+        surplus = len(self.shared) - max(1, self.settings.warm)
+        for connection in [c for c in self.shared if not c.streams and now - c.idle_since > self.settings.idle_s]:
+            if surplus > 0:
+                surplus -= 1
                 connection.retire_after_flush()
+
+    def _top_up_tickets(self, now: float) -> None:
+        """Where a restart would lack tickets, one more dial brings some; what it opens is warm surplus."""
+        warm = self.settings.warm
+        if self.closed or self.dialling or len(self.idle) + len(self.shared) < max(1, warm):
+            return
+        if len(self.connections) >= self.settings.max_connections:
+            return
+        sessions = self.upstream.sessions_of(self.target.endpoint)
+        if sessions is not None and sessions.lacks_tickets(warm, now):
+            self._dial(resume=False)
 
     def measure_rtt(self, now: float) -> None:
         """Tell routing the kernel's smoothed round-trip time of the freshest connection."""
@@ -399,6 +559,15 @@ class Pool:
         ejected = now < self.target.ejected_until
         snapshot.add("endpoint_ejected", float(ejected), upstream=upstream, region=region, endpoint=endpoint)
 
+    def attempts(self) -> list[Attempt]:
+        """Attempts that wait for a connection, or for an answer on one."""
+        found = [attempt for attempt in self.waiters if attempt.waiting]
+        for connection in self.connections:
+            for stream in connection.streams.values():
+                if isinstance(stream.handler, Attempt):
+                    found.append(stream.handler)
+        return found
+
     def drain(self) -> None:
         """An operator moves traffic away: idle connections stay warm for the return, busy ones end."""
         for connection in self.connections:
@@ -408,25 +577,22 @@ class Pool:
     def close(self) -> None:
         """No more requests: idle connections close now, busy ones when their request is done."""
         self.closed = True
-        for connection in list(self.idle):
+        for connection in (*self.idle, *self._parting):
             connection.retire_after_flush()
         for connection in list(self.shared):
             self.withdraw(connection)
             if not connection.streams:
                 connection.retire_after_flush()
         error = ProxyError(Kind.STOPPING, "the proxy is stopping", unprocessed=True)
-        while self.waiters:
-            attempt = self.waiters.popleft()
-            if attempt.waiting:
-                attempt.on_no_connection(error)
+        for queue in (self.waiters, self.upgrades):
+            while queue:
+                attempt = queue.popleft()
+                if attempt.waiting:
+                    attempt.on_no_connection(error)
 
     def new_codec(self, alpn: bytes) -> Codec:
         """The codec for a connection of this pool."""
         return self.upstream.new_codec(alpn)
-
-    def keep_tickets(self, engine: TLSEngine) -> None:
-        """The origin sent session tickets."""
-        self.upstream.keep_tickets(self.target.endpoint, engine)
 
     def tls_error(self, engine: TLSEngine) -> ProxyError:
         """Why a handshake failed."""

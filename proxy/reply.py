@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from .errors import Kind, ProxyError
+from .grpc import error_head
 from .message import ResponseHead
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ def proxy_status(error: ProxyError) -> bytes:
 
 def error_reply(exchange: Exchange, error: ProxyError) -> tuple[ResponseHead, bytes]:
     """What a client gets when there is nothing better: status, `proxy-status`, and a short body that says what was
-    tried.
+    tried; a gRPC client, a result without a body.
     """
+    if exchange.grpc:
+        return error_head(error, [(b"proxy-status", proxy_status(error))]), b""
     tried = [
         f"{a.target.region.name}/{a.target.endpoint}: {a.error.details if a.error else 'no answer'}"
         for a in exchange.tried

@@ -32,7 +32,7 @@ from .config import Config, ConfigError, diff, effective_yaml, load_config
 from .connect import Background
 from .timers import Timers
 from .turn import Turn
-from .worker import Worker, server_contexts
+from .worker import Worker, server_contexts, worker_count
 
 if TYPE_CHECKING:
     import socket
@@ -342,7 +342,7 @@ def serve(path: str) -> int:
     except (OSError, ContextError) as error:
         print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
-    workers = config.workers if isinstance(config.workers, int) else len(os.sched_getaffinity(0))
+    workers = worker_count(config)
     if workers == 1:
         return uvloop.run(SingleProcess(path, config, sockets, log).run())
     from .supervisor import Supervisor  # noqa: PLC0415 - only where there are several workers

@@ -218,8 +218,3 @@ class EndpointSessions:
         self._top_up_s = min(TOP_UP_MAX_S, self._top_up_s * 2)
         self._next_top_up = now + self._top_up_s
         return True
-
-
-def workers_of(config: Config, cores: int) -> int:
-    """How many processes share the file."""
-    return config.workers if isinstance(config.workers, int) else cores

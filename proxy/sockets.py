@@ -2,7 +2,8 @@
 
 A program that starts another on SIGUSR2 passes its sockets as `ONETRIP_SOCKETS=name=fd,…` and a pipe as
 `ONETRIP_READY_FD`; systemd passes `LISTEN_FDS` with `LISTEN_FDNAMES` (sd_listen_fds(3)). Such a socket is used where
-its name is a listener's (or `admin`).
+its name is a listener's (or `admin`): systemd's whatever its address, the predecessor's where the config still has the
+address that it is bound to.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import socket
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,19 +36,29 @@ def addresses(config: Config) -> dict[str, tuple[Address, bool]]:
 
 def open_sockets(config: Config) -> dict[str, socket.socket]:
     """Every socket that the config asks for: inherited, or bound now. Raises OSError that says which."""
-    inherited = _inherited()
+    handed_over, activated = _handed_over(), _activated()
     found: dict[str, socket.socket] = {}
     try:
         for name, (address, fast_open) in addresses(config).items():
-            taken = inherited.pop(name, None)
+            taken = activated.pop(name, None)
+            if taken is None and (before := handed_over.get(name)) is not None and _is_bound_to(before, address):
+                taken = handed_over.pop(name)
             found[name] = taken if taken is not None else bind(address, fast_open)
     except OSError:
-        for sock in found.values():
-            sock.close()
+        close_all(found.values())
         raise
-    for sock in inherited.values():
-        sock.close()
+    finally:
+        close_all((*handed_over.values(), *activated.values()))
     return found
+
+
+def _is_bound_to(sock: socket.socket, address: Address) -> bool:
+    """Port 0 is any port."""
+    bound = sock.getsockname()
+    if address.path or not isinstance(bound, tuple):
+        return bool(bound == address.path)
+    family, _, _, _, target = _resolved(address)
+    return bool(family == sock.family and bound[0] == target[0] and bound[1] == (address.port or bound[1]))
 
 
 def bind(address: Address, fast_open: bool = False) -> socket.socket:
@@ -69,9 +80,7 @@ def _bind(address: Address, fast_open: bool) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         target: object = address.path
     else:
-        family, _, _, _, target = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, _, _, _, target = _resolved(address)
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -88,6 +97,11 @@ def _bind(address: Address, fast_open: bool) -> socket.socket:
     return sock
 
 
+def _resolved(address: Address) -> Any:
+    """The first of getaddrinfo(3)'s answers. OSError where there is none."""
+    return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+
+
 def _answers(path: str) -> bool:
     """Whether another process still listens on this Unix socket."""
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -100,14 +114,19 @@ def _answers(path: str) -> bool:
     return True
 
 
-def _inherited() -> dict[str, socket.socket]:
+def _handed_over() -> dict[str, socket.socket]:
     found: dict[str, socket.socket] = {}
     for item in filter(None, os.environ.pop(SOCKETS_VARIABLE, "").split(",")):
         name, _, fd = item.rpartition("=")
         found[name] = _adopt(int(fd))
+    return found
+
+
+def _activated() -> dict[str, socket.socket]:
+    found: dict[str, socket.socket] = {}
+    count = int(os.environ.pop("LISTEN_FDS", "0"))
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     if os.environ.pop("LISTEN_PID", "") == str(os.getpid()):
-        count = int(os.environ.pop("LISTEN_FDS", "0"))
-        names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
         for index in range(count):
             name = names[index] if index < len(names) else ""
             found[name] = _adopt(_LISTEN_FDS_START + index)

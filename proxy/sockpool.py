@@ -19,6 +19,7 @@ import os
 import random
 import select
 import socket
+from collections import deque
 from enum import Enum
 from ipaddress import ip_address
 from time import monotonic
@@ -43,10 +44,13 @@ if TYPE_CHECKING:
     from .metrics import Snapshot
     from .pool import PoolSettings
     from .reactor import Reactor
+    from .sessions import EndpointSessions
     from .timers import Timed
     from .upstream import UpstreamRuntime
 
 RECEIVE_BYTES: Final = 64 * 1024
+LENT_MAX: Final = 64
+TICKETS_WAIT_S: Final = 5.0
 _GREETING_SEEN: Final = select.EPOLLRDHUP  # an idle link that has bytes: only its end is of interest
 _UNDER_WAY: Final = (0, errno.EINPROGRESS)
 _ENDED: Final = (b"\x07", b"\x08")  # tcpi_state, the first octet of struct tcp_info: CLOSE and CLOSE_WAIT
@@ -76,20 +80,31 @@ class Link:
         "error",
         "events",
         "expires",
+        "handshake",
+        "offered",
         "on_done",
         "pool",
         "preface",
         "seconds",
+        "sessions",
         "sock",
         "state",
         "timer_bucket",
     )
 
     def __init__(
-        self, pool: SocketPool, engine: TLSEngine | None, on_done: Callable[[Link], None], preface: bytes = b""
+        self,
+        pool: SocketPool,
+        on_done: Callable[[Link], None],
+        preface: bytes = b"",
+        sessions: EndpointSessions | None = None,
+        resume: bool = True,
     ) -> None:
         self.pool = pool
-        self.engine = engine
+        self.sessions = sessions  # None: plaintext, or the client's own TLS
+        self.offered = sessions.take() if sessions is not None and resume else None
+        self.engine: TLSEngine | None = sessions.new_engine(self.offered) if sessions is not None else None
+        self.handshake = "plain"
         self.on_done: Callable[[Link], None] | None = on_done
         self.preface = preface
         self.events = UNWATCHED
@@ -190,7 +205,9 @@ class Link:
         self.early += engine.receive(data)
         self._send(engine.data_to_send())
         if engine.state is TLSState.OPEN:
-            if self.state is State.HANDSHAKING:
+            if self.state is State.HANDSHAKING and self.sessions is not None:
+                self.handshake = self.sessions.settle(self.offered, engine)
+                self.sessions.keep(engine)
                 self._ready()
         elif engine.state is not TLSState.HANDSHAKING:
             self._fail(self.pool.upstream.tls_error(self.pool.target.endpoint, engine))
@@ -238,8 +255,26 @@ class Link:
         if events & (BROKEN | select.EPOLLRDHUP):
             self.pool.lost(self)
             self.close()
+        elif self.engine is not None and self.sessions is not None and len(self.early) < RECEIVE_BYTES:
+            self._read_idle(self.engine, self.sessions)
         elif events & select.EPOLLIN:  # a server that speaks first: its greeting stays in the kernel's buffer
             self._watch(_GREETING_SEEN)
+
+    def _read_idle(self, engine: TLSEngine, sessions: EndpointSessions) -> None:
+        """What comes after the handshake: tickets, and the greeting of a server that speaks first."""
+        assert self.sock is not None
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self.early += engine.receive(data) if data else b""
+        if engine.tickets:
+            sessions.keep(engine)
+        if not data or engine.state is not TLSState.OPEN or engine.eof_received:
+            self.pool.lost(self)
+            self.close()
 
     @property
     def alive(self) -> bool:
@@ -255,6 +290,7 @@ class Link:
         """The socket, for the caller from now on: it closes it, and hands its descriptor over in the reactor."""
         sock, self.sock = self.sock, None
         assert sock is not None
+        self.pool.watch_tickets(self)
         return sock
 
     def close(self) -> None:
@@ -287,6 +323,7 @@ class SocketPool:
         self.closed = False
         self.first_round = 0
         self.last_error: ProxyError | None = None
+        self._lent: deque[tuple[float, TLSEngine, EndpointSessions]] = deque(maxlen=LENT_MAX)
         self._failures = 0
         self._refill_at = 0.0
         header = upstream.section.proxy_protocol != "off"
@@ -315,11 +352,11 @@ class SocketPool:
             link.close()
         return None
 
-    def dial(self, on_done: Callable[[Link], None], preface: bytes = b"") -> Link:
+    def dial(self, on_done: Callable[[Link], None], preface: bytes = b"", *, resume: bool = True) -> Link:
         """A new link for the caller; `on_done` is called once it is ready or has failed (`error`)."""
         endpoint = self.target.endpoint
-        engine = self.upstream.new_engine(endpoint) if self.tls else None
-        link = Link(self, engine, on_done, preface)
+        sessions = self.upstream.sessions_of(endpoint) if self.tls else None
+        link = Link(self, on_done, preface, sessions, resume)
         address = self._address
         if address is None:
             known = self.upstream.resolver.known(endpoint.host, endpoint.port)
@@ -346,7 +383,7 @@ class SocketPool:
             else:
                 link.adopt(sock, seconds)
 
-    def _refill_one(self, first: bool = False) -> None:
+    def _refill_one(self, first: bool = False, resume: bool = True) -> None:
         self.dialling += 1
 
         def done(link: Link) -> None:
@@ -357,7 +394,7 @@ class SocketPool:
             if first:
                 self.upstream.on_warm_progress()
 
-        self.dial(done)
+        self.dial(done, resume=resume)
 
     def _refilled(self, link: Link) -> None:
         now = monotonic()
@@ -392,8 +429,7 @@ class SocketPool:
     def opened(self, link: Link) -> None:
         """A dial succeeded: count it."""
         engine = link.engine
-        kind = "plain" if engine is None else "resumed" if engine.resumed else "full"
-        self.counters.opened[kind] += 1
+        self.counters.opened[link.handshake] += 1
         self.counters.tcp.observe(link.seconds)
         if engine is not None:
             self.counters.tls.observe(monotonic() - link.born - link.seconds)
@@ -439,7 +475,30 @@ class SocketPool:
             self.idle.remove(link)
             self.target.ready -= 1
             link.close()
+        for link in self.idle[: max(0, len(self.idle) - self.warm)]:  # of probes and top-ups; the oldest stand first
+            if now - link.born > TICKETS_WAIT_S:
+                self.idle.remove(link)
+                self.target.ready -= 1
+                link.close()
         self.refill()
+        self._collect_tickets(now)
+
+    def watch_tickets(self, link: Link) -> None:
+        """A link is handed out: its tickets may still be on their way (they come a round trip after the handshake)."""
+        if link.engine is not None and link.sessions is not None and monotonic() - link.born < TICKETS_WAIT_S:
+            self._lent.append((monotonic() + TICKETS_WAIT_S, link.engine, link.sessions))
+
+    def _collect_tickets(self, now: float) -> None:
+        lent = self._lent
+        for _, engine, sessions in lent:
+            if engine.tickets:
+                sessions.keep(engine)
+        while lent and now > lent[0][0]:
+            lent.popleft()
+        if self.tls and len(self.idle) >= self.warm > 0 and not self.dialling and not self.closed:
+            held = self.upstream.sessions_of(self.target.endpoint)
+            if held is not None and held.lacks_tickets(self.warm, now):
+                self._refill_one(resume=False)
 
     def export(self, snapshot: Snapshot, upstream: str) -> None:
         """This pool's samples."""

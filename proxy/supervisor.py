@@ -2,15 +2,23 @@
 
 The listening sockets and the TLS server contexts exist before the first fork, so that workers share accept queues (a
 dead worker's connections-to-be are taken by the others) and session ticket keys. Each worker has a pipe for questions
-(JSON lines, see `backend`) and one for the sockets of listeners that a reload adds. A worker whose supervisor is gone
-drains and ends.
+(JSON lines, see `backend`) and one for the sockets of listeners that a reload adds.
+
+Rules:
+- A worker holds no descriptor of the supervisor but those it needs: else an admin client's connection, or a listener
+  that was removed, would stay open in every worker that was forked while it existed.
+- A worker that dies is replaced, at once and then less and less soon. One that can't even start ends the program,
+  unless another one could.
+- A worker whose supervisor is gone drains and ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -21,11 +29,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
+from tlscache.context import ClientContext
+
 from . import forward
 from . import sockets as listening
 from .backend import answer
-from .config import Config, ConfigError, load_config
+from .config import Config
 from .server import EXIT_FAILED, EXIT_OK, Program, tune_process
+from .upstream import client_settings
 from .worker import Worker, server_contexts
 
 if TYPE_CHECKING:
@@ -35,7 +46,8 @@ ASK_TIMEOUT_S: Final = 5.0
 LINE_MAX: Final = 16 * 1024 * 1024
 RESTART_BACKOFF_S: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 QUICK_DEATH_S: Final = 5.0
-_FDS_MAX: Final = 256
+_FDS_MAX: Final = 253  # SCM_MAX_FD
+_STANDARD: Final = (0, 1, 2)
 
 
 @dataclass(slots=True)
@@ -48,20 +60,24 @@ class Child:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     descriptors: socket.socket
-    waiting: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    waiting: dict[int, asyncio.Future[dict[str, Any] | None]] = field(default_factory=dict)
     serial: int = 0
+    up: bool = False  # it has started
+    gone: bool = False
 
     async def ask(self, question: dict[str, Any], timeout_s: float = ASK_TIMEOUT_S) -> dict[str, Any] | None:
         """The worker's answer; None where it died or took too long."""
+        if self.gone:
+            return None
         self.serial += 1
         number = self.serial
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
         self.waiting[number] = future
         try:
             self.writer.write(json.dumps({"n": number, **question}).encode() + b"\n")
             async with asyncio.timeout(timeout_s):
                 return await future
-        except (TimeoutError, ConnectionError, asyncio.CancelledError):
+        except (TimeoutError, ConnectionError):
             return None
         finally:
             self.waiting.pop(number, None)
@@ -71,11 +87,14 @@ class Child:
         with suppress(ConnectionError):
             while line := await self.reader.readline():
                 reply = json.loads(line)
+                self.up = True
                 future = self.waiting.get(reply.pop("n"))
                 if future is not None and not future.done():
                     future.set_result(reply)
+        self.gone = True
         for future in self.waiting.values():
-            future.cancel()
+            if not future.done():
+                future.set_result(None)
 
 
 class Supervisor(Program):
@@ -96,8 +115,8 @@ class Supervisor(Program):
         self._children: dict[int, Child] = {}
         self._restarts = 0
         self._quick_deaths = 0
-        self._exits: dict[int, int] = {}
-        self._cut = 0
+        self._came_up = False
+        self._changing = asyncio.Lock()  # no worker is forked with half a reload
         self._all_gone = asyncio.Event()
 
     def restarts(self) -> int:
@@ -113,43 +132,30 @@ class Supervisor(Program):
             await self._fork(index)
 
     async def _fork(self, index: int) -> None:
-        ours, theirs = socket.socketpair()
-        our_descriptors, their_descriptors = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            code = EXIT_FAILED
-            try:
-                ours.close()
-                our_descriptors.close()
-                self._leave_parent()
-                code = uvloop.run(self._worker_main(index, theirs, their_descriptors))
-            except BaseException as error:
-                self.log.error("worker_failed", worker=index, error=repr(error))
-            finally:
-                os._exit(code)
-        theirs.close()
-        their_descriptors.close()
-        reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_MAX)
-        child = Child(index, pid, monotonic(), reader, writer, our_descriptors)
-        self._children[pid] = child
+        """OSError where there can be no further process."""
+        async with self._changing:
+            ours, theirs = socket.socketpair()
+            our_descriptors, their_descriptors = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            pid = os.fork()
+            if pid == 0:
+                code = EXIT_FAILED
+                try:
+                    listeners = {name: sock for name, sock in self.sockets.items() if name != listening.ADMIN}
+                    _leave_supervisor({theirs.fileno(), their_descriptors.fileno(), *map(_number, listeners.values())})
+                    code = uvloop.run(self._worker_main(index, theirs, their_descriptors, listeners))
+                except BaseException as error:
+                    self.log.error("worker_failed", worker=index, error=str(error) or repr(error))
+                finally:
+                    os._exit(code)
+            theirs.close()
+            their_descriptors.close()
+            reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_MAX)
+            child = Child(index, pid, monotonic(), reader, writer, our_descriptors)
+            self._children[pid] = child
         self.background.start(child.listen(), f"worker {index}")
         self.log.info("worker_started", worker=index, pid=pid)
-
-    def _leave_parent(self) -> None:
-        """In the child: forget the parent's event loop, signals, and the other workers' pipes."""
-        asyncio.events._set_running_loop(None)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
-        for sibling in self._children.values():
-            sibling.descriptors.close()
-            transport_socket = sibling.writer.get_extra_info("socket")
-            if transport_socket is not None:
-                with suppress(OSError):
-                    os.close(transport_socket.fileno())
-        forward.identifiers.reseed()
 
     def _on_child_signal(self) -> None:
         while True:
@@ -162,14 +168,25 @@ class Supervisor(Program):
             child = self._children.pop(pid, None)
             if child is None:
                 continue
+            child.gone = True
             child.writer.close()
             child.descriptors.close()
             code = os.waitstatus_to_exitcode(status)
+            self._came_up = self._came_up or child.up
             if self.stopping:
                 if not self._children:
                     self._all_gone.set()
-                continue
-            self.background.start(self._restart(child, code), f"restart worker {child.index}")
+            elif code == EXIT_FAILED and not self._came_up and not any(one.up for one in self._children.values()):
+                self._give_up()
+            else:
+                self.background.start(self._restart(child, code), f"restart worker {child.index}")
+
+    def _give_up(self) -> None:
+        """A worker could not start, and has said why."""
+        self.stopping = True
+        self.exit_code = EXIT_FAILED
+        self.stop_now()
+        self._done.set()
 
     async def _restart(self, child: Child, code: int) -> None:
         self._restarts += 1
@@ -184,9 +201,17 @@ class Supervisor(Program):
             lived_s=round(lived, 1),
             restart_in_s=delay,
         )
-        await asyncio.sleep(delay)
-        if not self.stopping:
-            await self._fork(child.index)
+        while True:
+            await asyncio.sleep(delay)
+            if self.stopping:
+                return
+            try:
+                await self._fork(child.index)
+            except OSError as error:
+                delay = RESTART_BACKOFF_S[-1]
+                self.log.error("fork_failed", worker=child.index, error=error.strerror, restart_in_s=delay)
+            else:
+                return
 
     # -- Program -----------------------------------------------------------------------------------
 
@@ -204,27 +229,42 @@ class Supervisor(Program):
             await asyncio.sleep(0.05)
 
     async def apply(self, config: Config, fresh: dict[str, socket.socket]) -> list[str]:
-        """Each worker reads the config by itself and gets the sockets that it needs. The new TLS contexts are checked
+        """Each worker gets the config and the sockets that it needs; what only shows when files are read is checked
         here first.
+
+        A worker that fails all the same after another one has changed is ended: its replacement starts with the new
+        config.
         """
-        contexts = server_contexts(config)
-        restart: set[str] = set()
-        for child in list(self._children.values()):
-            if fresh:
-                socket.send_fds(
-                    child.descriptors, [",".join(fresh).encode()], [sock.fileno() for sock in fresh.values()]
-                )
-            reply = await child.ask({"do": "reload", "sockets": len(fresh)}, 30.0)
-            if reply is None:
-                continue  # it died; its replacement starts with the new config
-            if "fault" in reply:
-                raise OSError(f"worker {child.index}: {reply['fault']}")
-            restart.update(reply["restart"])
-        self._contexts = contexts
-        return sorted(restart)
+        async with self._changing:
+            contexts = server_contexts(config)
+            for upstream in config.upstreams.values():
+                settings = client_settings(upstream)
+                if settings is not None:
+                    ClientContext(settings)
+            form = base64.b64encode(pickle.dumps(config)).decode()
+            question = {"do": "reload", "config": form, "sockets": len(fresh)}
+            restart: set[str] | None = None
+            for child in list(self._children.values()):
+                if fresh:
+                    names, fds = ",".join(fresh).encode(), [sock.fileno() for sock in fresh.values()]
+                    with suppress(OSError):  # it has just died
+                        socket.send_fds(child.descriptors, [names], fds)
+                reply = await child.ask(question, 30.0)
+                if reply is None:
+                    continue  # it died; its replacement starts with the new config
+                if "fault" not in reply:
+                    restart = (restart or set()) | set(reply["restart"])
+                elif restart is None:
+                    raise OSError(f"worker {child.index}: {reply['fault']}")
+                else:
+                    self.log.error("worker_kept_old_config", worker=child.index, error=reply["fault"])
+                    os.kill(child.pid, signal.SIGKILL)
+            self._contexts = contexts
+            return sorted(restart or ())
 
     async def drain_workers(self, settle_s: float, deadline_s: float) -> int:
         """Every worker drains; the last one's end is ours."""
+        self.background.start(self._stop_listening(settle_s), "stop listening")
         question = {"do": "stop", "settle_s": settle_s, "deadline_s": deadline_s}
         children = list(self._children.values())
         answers = await asyncio.gather(*(child.ask(question, settle_s + deadline_s + 10.0) for child in children))
@@ -236,6 +276,11 @@ class Supervisor(Program):
         self.stop_now()
         return cut
 
+    async def _stop_listening(self, settle_s: float) -> None:
+        """The workers close their listening sockets then; while ours are open, clients would still get in."""
+        await asyncio.sleep(settle_s)
+        listening.close_all(sock for name, sock in self.sockets.items() if name != listening.ADMIN)
+
     def stop_now(self) -> None:
         """End what is left of the workers."""
         for pid in self._children:
@@ -244,42 +289,80 @@ class Supervisor(Program):
 
     # -- in the worker's process -------------------------------------------------------------------
 
-    async def _worker_main(self, index: int, pipe: socket.socket, descriptors: socket.socket) -> int:
+    async def _worker_main(
+        self, index: int, pipe: socket.socket, descriptors: socket.socket, sockets: dict[str, socket.socket]
+    ) -> int:
+        forward.identifiers.reseed()
         worker = Worker(self.config, self.log.bind(worker=index), index, self._contexts)
-        await worker.start({name: sock.dup() for name, sock in self.sockets.items() if name != listening.ADMIN})
+        await worker.start(sockets)
         tune_process()
         reader, writer = await asyncio.open_connection(sock=pipe, limit=LINE_MAX)
-        shutdown = self.config.shutdown
+        writer.write(b'{"n": 0}\n')  # it is up
+        ending: asyncio.Task[None] | None = None
         while line := await reader.readline():
             question = json.loads(line)
             number = question["n"]
-            if question["do"] == "stop":
-                cut = await worker.drain(question["settle_s"], question["deadline_s"])
-                writer.write(json.dumps({"n": number, "cut": cut}).encode() + b"\n")
-                await writer.drain()
-                await worker.close()
-                return EXIT_OK
+            if question["do"] == "stop":  # other questions are still answered meanwhile
+                stop = _stop_worker(worker, question, reader, writer)
+                ending = asyncio.get_running_loop().create_task(stop, name="stop")
+                continue
             reply = (
-                await self._worker_reload(worker, question, descriptors)
+                await _reload_worker(worker, question, descriptors)
                 if question["do"] == "reload"
                 else await answer(worker, question)
             )
             writer.write(json.dumps({"n": number, **reply}).encode() + b"\n")
-        await worker.drain(0.0, shutdown.deadline)  # the supervisor is gone
+        if ending is not None:
+            await ending
+        else:
+            await worker.drain(0.0, self.config.shutdown.deadline)  # the supervisor is gone
         await worker.close()
         return EXIT_OK
 
-    async def _worker_reload(
-        self, worker: Worker, question: dict[str, Any], descriptors: socket.socket
-    ) -> dict[str, Any]:
-        fresh: dict[str, socket.socket] = {}
-        if question["sockets"]:
-            names, fds, _, _ = socket.recv_fds(descriptors, 65536, _FDS_MAX)
-            fresh = {name: socket.socket(fileno=fd) for name, fd in zip(names.decode().split(","), fds, strict=True)}
-            for sock in fresh.values():
-                sock.setblocking(False)
-        try:
-            return {"restart": await worker.reload(load_config(self.path), fresh)}
-        except (ConfigError, OSError, ValueError) as error:
-            listening.close_all(fresh.values())
-            return {"fault": str(error)}
+
+async def _stop_worker(
+    worker: Worker, question: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    cut = await worker.drain(question["settle_s"], question["deadline_s"])
+    with suppress(ConnectionError):
+        writer.write(json.dumps({"n": question["n"], "cut": cut}).encode() + b"\n")
+        await writer.drain()
+    reader.feed_eof()  # no more questions
+
+
+async def _reload_worker(worker: Worker, question: dict[str, Any], descriptors: socket.socket) -> dict[str, Any]:
+    fresh: dict[str, socket.socket] = {}
+    if question["sockets"]:
+        names, fds, _, _ = socket.recv_fds(descriptors, 65536, _FDS_MAX)
+        fresh = {name: socket.socket(fileno=fd) for name, fd in zip(names.decode().split(","), fds, strict=True)}
+        for sock in fresh.values():
+            sock.setblocking(False)
+    try:
+        config: Config = pickle.loads(base64.b64decode(question["config"]))  # noqa: S301 - from our own supervisor
+        return {"restart": await worker.reload(config, fresh)}
+    except (OSError, ValueError) as error:
+        listening.close_all(fresh.values())
+        return {"fault": str(error)}
+
+
+def _number(sock: socket.socket) -> int:
+    return sock.fileno()
+
+
+def _leave_supervisor(kept: set[int]) -> None:
+    """In the child: forget the parent's event loop and signals, and let go of its descriptors.
+
+    Their numbers stay taken, by /dev/null: objects of the parent that still hold them may close them any time.
+    """
+    asyncio.events._set_running_loop(None)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd not in kept and fd not in _STANDARD and fd != nothing:
+            with suppress(OSError):  # the directory's own
+                os.fstat(fd)
+                os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)

@@ -272,11 +272,13 @@ class Connection:
             self.touch()
 
     def may_read(self) -> bool:
-        """Whether the codec's bound, and what a multiplexed peer leaves unread of our answers, allow more input."""
+        """Whether the codec's bound, and what the peer leaves unread of what we sent, allow more input."""
         if not self.codec.reading:
             return False
-        if self.writable or not self.codec.multiplexed:
+        if self.writable:
             return True
+        if not self.codec.multiplexed:
+            return bool(self.streams)
         transport = self.transport
         return transport is None or transport.get_write_buffer_size() < UNREAD_MAX
 
@@ -321,9 +323,9 @@ class Connection:
             return
         if codec.send_eof:
             self.shut_down_writing()
-        if codec.reading is self.read_paused:
+        if self.may_read() is self.read_paused:
             self.adjust_reading()
-        if codec.pending:
+        if codec.pending and self.writable:  # a client that does not read its answers gets no further ones
             self.deliver(codec.receive(b""))
             self.after_pending()
 
@@ -356,6 +358,8 @@ class Connection:
         try:
             if self.read_paused:
                 self.adjust_reading()
+            if self.codec.pending:
+                self.touch()
             for stream in list(self.streams.values()):
                 if stream.blocked and not stream.held and stream.handler is not None:
                     stream.blocked = False

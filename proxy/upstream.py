@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from routing.balancer import Balancer, Change, EndpointState
+from routing.balancer import Balancer, Change, DrainState, EndpointState
 from tlscache.context import ClientContext, ClientSettings
-from tlscache.engine import TLSEngine
 from tlscache.fault import FaultKind
 
 from .codec.h1 import H1ClientCodec, H1Limits
@@ -18,6 +18,7 @@ from .errors import Kind, ProxyError
 from .health import Health
 from .metrics import UpstreamCounters
 from .pool import Pool, PoolSettings
+from .sessions import SPARE
 from .sockpool import SocketPool
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from routing.model import Endpoint, Upstream
+    from tlscache.engine import TLSEngine
 
     from .config import UpstreamSection
     from .connect import Background, Resolver
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from .message import RequestHead
     from .metrics import Snapshot
     from .reactor import Reactor
+    from .sessions import EndpointSessions, Sessions
     from .stream import Codec
     from .timers import Timers
     from .turn import Turn
@@ -60,6 +63,7 @@ class UpstreamRuntime:
         background: Background,
         resolver: Resolver,
         limits: H1Limits,
+        sessions: Sessions,
         log: Any,
         on_warm: Callable[[], None],
     ) -> None:
@@ -72,6 +76,9 @@ class UpstreamRuntime:
         self.background = background
         self.resolver = resolver
         self.codec_limits = limits
+        self.sessions = sessions
+        self._sessions_of: dict[tuple[Endpoint, bool], EndpointSessions] = {}
+        self._tls_apart: ClientContext | None = None
         self.log = log
         self.on_warm_progress = on_warm
         self.balancer = Balancer(model, random.Random(), monotonic())
@@ -88,6 +95,7 @@ class UpstreamRuntime:
             idle_s=section.timeouts.idle,
             keepalive_s=section.pool.keepalive,
             connect_s=section.timeouts.connect,
+            streams=100 if section.protocol == "h2" else 1,  # what every server should allow (RFC 9113 section 6.5.2)
         )
         self.pools = [Pool(self, target, settings) for target in self.balancer.endpoints]
         for pool in self.pools:
@@ -132,11 +140,28 @@ class UpstreamRuntime:
         links = [pool for pools in self._socket_pools.values() for pool in pools]
         return not any(pool.first_round for pool in self.pools) and not any(pool.first_round for pool in links)
 
-    def new_engine(self, endpoint: Endpoint) -> TLSEngine | None:
-        """A TLS engine for a connection to the endpoint; None for plaintext."""
-        if self.tls is None:
+    def sessions_of(self, endpoint: Endpoint, *, apart: bool = False) -> EndpointSessions | None:
+        """The TLS sessions of connections to the endpoint; None for plaintext. `apart`: of those for upgrades."""
+        tls = self.tls
+        if tls is None:
             return None
-        return TLSEngine(self.tls, server_name=endpoint.host or "localhost")
+        found = self._sessions_of.get((endpoint, apart))
+        if found is None:
+            if apart:
+                tls = self._tls_apart = self._tls_apart or ClientContext(replace(tls.settings, alpn=ALPN["h1"]))
+            found = self._sessions_of[endpoint, apart] = self.sessions.of(endpoint, tls)
+        return found
+
+    @property
+    def dials_apart(self) -> bool:
+        """An upgrade that HTTP/2 connections to the endpoints don't take may go over HTTP/1.1."""
+        return self.tls is not None and self.section.protocol == "auto"
+
+    def sessions_wanted(self) -> list[tuple[EndpointSessions, int]]:
+        """How many sessions each endpoint's first connections will take."""
+        count = self.section.pool.warm + SPARE
+        found = [self.sessions_of(target.endpoint) for target in self.balancer.endpoints]
+        return [(one, count) for one in found if one is not None]
 
     def authority(self, endpoint: Endpoint) -> bytes:
         """What a request of our own puts into `host`."""
@@ -148,14 +173,10 @@ class UpstreamRuntime:
         """The codec for what was agreed on; without TLS, HTTP/2 is spoken where the config says that the origin knows
         it.
         """
-        if alpn == b"h2" or (self.tls is None and self.section.protocol == "h2"):
+        if alpn == b"h2" or self.section.protocol == "h2":
             limits = self.codec_limits
             return H2ClientCodec(H2Limits(header_bytes=limits.header_bytes, headers=limits.headers))
         return H1ClientCodec(self.codec_limits)
-
-    def keep_tickets(self, endpoint: Endpoint, engine: TLSEngine) -> None:
-        """The endpoint sent session tickets."""
-        engine.tickets.clear()
 
     def tls_error(self, endpoint: Endpoint, engine: TLSEngine) -> ProxyError:
         """Why a handshake with the endpoint failed."""
@@ -199,12 +220,24 @@ class UpstreamRuntime:
         states = ", ".join(f"{r.name} {r.state.name.lower()} {r.in_flight} in flight" for r in self.balancer.regions)
         return f"no region of upstream {self.name} can take a request now: {states}"
 
+    def add_sessions(self, status: dict[str, Any]) -> dict[str, Any]:
+        """Write into a status how many TLS sessions are held for each endpoint."""
+        held = {str(one.endpoint): self.sessions_of(one.endpoint) for one in self.balancer.endpoints}
+        for region in status["regions"]:
+            for endpoint in region["endpoints"]:
+                sessions = held[endpoint["endpoint"]]
+                if sessions is not None:
+                    endpoint["tls_sessions"] = sessions.held
+        return status
+
     # -- upkeep ------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
         """Every 100 ms: state machines, pools."""
         for change in self.balancer.tick(now):
             self.report(change)
+            if change.after is DrainState.DRAINED:
+                self._rescue(change.region, now)
         if self._started:
             for pool in self.pools:
                 pool.tick(now)
@@ -214,12 +247,22 @@ class UpstreamRuntime:
         if self._started or self._socket_pools:
             self.health.tick(now, not self._started)
 
+    def _rescue(self, region: str, now: float) -> None:
+        """Requests that wait for a drained region go elsewhere too."""
+        for pool in self.pools:
+            if pool.target.region.name == region:
+                for attempt in pool.attempts():
+                    attempt.exchange.rescue(pool.target.region, now)
+
     def measure(self, now: float) -> None:
         """Once a second: round-trip times from the kernel, and what codecs count over time."""
         for pool in self.pools:
             pool.measure_rtt(now)
             for connection in pool.shared:
                 connection.codec.tick()
+                if connection.codec.pending:
+                    connection.touch()
+        self.health.tick_codecs()
 
     def report(self, change: Change) -> None:
         """A region changed state: an event with its evidence, and a count."""
@@ -238,7 +281,15 @@ class UpstreamRuntime:
 
     def reload_certificates(self) -> str | None:
         """Look whether certificate files changed. Returns what is wrong with the new ones (the old ones stay)."""
-        return self.tls.reload_if_changed() if self.tls is not None else None
+        tls = self.tls
+        if tls is None:
+            return None
+        before = tls.scope_material
+        problem = tls.reload_if_changed()
+        if tls.scope_material != before:
+            self._tls_apart = None
+            self._sessions_of.clear()  # what was verified in another way proves nothing now
+        return problem
 
     def carry_over(self, old: UpstreamRuntime) -> None:
         """A changed section replaces `old`: keep what it had learnt."""
@@ -248,6 +299,11 @@ class UpstreamRuntime:
         """This upstream's samples."""
         name = self.name
         counters = self.counters
+        for target in self.balancer.endpoints:
+            held = self.sessions_of(target.endpoint)
+            if held is not None:
+                labels = {"upstream": name, "region": target.region.name, "endpoint": str(target.endpoint)}
+                snapshot.add("tls_sessions_stored", held.held, **labels)
         for region, histogram in counters.latency.items():
             snapshot.add_histogram("upstream_request_duration_seconds", histogram, upstream=name, region=region)
         for result, count in counters.hedges.items():
@@ -293,6 +349,7 @@ def client_settings(section: UpstreamSection) -> ClientSettings | None:
         verify=tls.verify,
         alpn=alpn,
         spiffe_id=tls.spiffe_id,
+        early_data=tls.early_data,
         groups=":".join(tls.groups) or None,
     )
 

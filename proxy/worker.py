@@ -8,11 +8,13 @@ their connections and warm pools.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from tlscache.context import CertificatePair, ServerContext, ServerSettings
+from tlscache.replay import ReplayRegister
 
 from .access_log import AccessLog
 from .codec.h1 import H1Limits
@@ -22,12 +24,15 @@ from .explain import upstream_status
 from .listener import Listener
 from .metrics import Snapshot
 from .reactor import Reactor
+from .rehearsal import rehearse
+from .sessions import Sessions
 from .timers import Timers
 from .tunnel import TunnelListener
 from .turn import Turn
 from .upstream import UpstreamRuntime
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from .config import ListenerSection
@@ -59,6 +64,7 @@ class Worker:
         self.background = Background(self._task_failed)
         self.resolver = Resolver(self.background)
         self.access_log = _access_log(config)
+        self.sessions = Sessions.open(config, worker_count(config), log)
         self.listeners: dict[str, AnyListener] = {}
         self.upstreams: dict[str, UpstreamRuntime] = {}
         self.retired: list[UpstreamRuntime] = []
@@ -80,12 +86,21 @@ class Worker:
         self.access_log.start(self.loop)
         for name in self.config.upstreams:
             self.upstreams[name] = self._new_upstream(self.config, name)
+        await self._prefetch_sessions(self.upstreams.values())
+        self._rehearse()
         for section in self.config.listeners:
             await self._open_listener(section, sockets[section.name])
         self._route_listeners()
         self.loop.call_later(READY_WAIT_S, self._become_ready, "some endpoints could not be reached yet")
         self.on_warm()
         self._tick()
+
+    def _rehearse(self) -> None:
+        for section in self.config.listeners:
+            if section.protocol == "http":
+                route = self.config.routes(section)[0]
+                rehearse(self._new_http_listener(section), self._new_upstream(self.config, route.upstream), route)
+                return
 
     def _new_upstream(self, config: Config, name: str) -> UpstreamRuntime:
         return UpstreamRuntime(
@@ -97,9 +112,13 @@ class Worker:
             background=self.background,
             resolver=self.resolver,
             limits=H1Limits(header_bytes=256 * 1024, headers=1024),  # what origins send is bounded too, more generously
+            sessions=self.sessions,
             log=self.log,
             on_warm=self.on_warm,
         )
+
+    async def _prefetch_sessions(self, upstreams: Iterable[UpstreamRuntime]) -> None:
+        await self.sessions.prefetch([wanted for upstream in upstreams for wanted in upstream.sessions_wanted()])
 
     async def _open_listener(self, section: ListenerSection, sock: socket.socket) -> None:
         if section.protocol == "http":
@@ -198,6 +217,7 @@ class Worker:
             else:
                 upstreams[name] = self._new_upstream(config, name)
                 fresh.append(upstreams[name])
+        await self._prefetch_sessions(fresh)
         self.config = config
         self.contexts = contexts
         for upstream in fresh:
@@ -276,6 +296,7 @@ class Worker:
         await asyncio.sleep(0)
         self.reactor.close()
         self.access_log.close()
+        await self.sessions.close()
 
     # -- questions ---------------------------------------------------------------------------------
 
@@ -286,6 +307,7 @@ class Worker:
             listener.export(snapshot)
         for upstream in self.upstreams.values():
             upstream.export(snapshot, monotonic())
+        self.sessions.export(snapshot)
         snapshot.add("access_log_dropped", self.access_log.dropped)
         return snapshot
 
@@ -297,7 +319,9 @@ class Worker:
             "ready": self.ready.is_set(),
             "uptime_s": round(now - self.started_at, 1),
             "listeners": [listener.status() for listener in self.listeners.values()],
-            "upstreams": {name: upstream_status(upstream, now) for name, upstream in self.upstreams.items()},
+            "upstreams": {
+                name: upstream.add_sessions(upstream_status(upstream, now)) for name, upstream in self.upstreams.items()
+            },
         }
 
     def drain_region(self, region: str, upstream: str | None, seconds: float | None) -> list[str]:
@@ -342,6 +366,11 @@ def _access_log(config: Config) -> AccessLog:
     return AccessLog(str(section.path.path or "-"), section.sample)
 
 
+def worker_count(config: Config) -> int:
+    """How many processes serve."""
+    return config.workers if isinstance(config.workers, int) else len(os.sched_getaffinity(0))
+
+
 def server_contexts(config: Config, kept: dict[str, ServerContext] | None = None) -> dict[str, ServerContext]:
     """The TLS contexts of listeners that terminate TLS. Made before workers are forked, so that they share ticket keys.
 
@@ -353,7 +382,9 @@ def server_contexts(config: Config, kept: dict[str, ServerContext] | None = None
             continue
         pairs = tuple(CertificatePair(str(pair.certificate), str(pair.key)) for pair in section.tls.certificates)
         alpn = (b"h2", b"http/1.1") if section.protocol == "http" else ()
-        contexts[section.name] = ServerContext(ServerSettings(pairs, _text(section.tls.client_ca), alpn))
+        early = section.tls.early_data
+        settings = ServerSettings(pairs, _text(section.tls.client_ca), alpn, early_data=early)
+        contexts[section.name] = ServerContext(settings, replay_register=ReplayRegister() if early else None)
     return contexts
 
 

@@ -19,18 +19,15 @@ from .units import Address, format_duration
 
 NOT_AVAILABLE: dict[str, str] = {
     "listeners[].http3": "http3 is not available in this version",
-    "listeners[].tls.early_data": "early_data is not available in this version",
     "listeners[].fast_open": "fast_open is not available in this version",
-    "listeners[].routes[].early_data": "early_data is not available in this version",
     "upstreams.*.protocol=h3": "h3 is not available in this version",
-    "upstreams.*.tls.early_data": "early_data is not available in this version",
     "upstreams.*.fast_open": "fast_open is not available in this version",
-    "sessions": "sessions on disk are not available in this version",
     "fleet": "fleet is not available in this version",
     "tracing": "tracing is not available in this version",
 }
 """Keys of later work (`[]` any item, `*` any name, `=x` that value), refused unless off. Delete a line to land it."""
 
+SESSION_KEY_BYTES_MIN: Final = 16
 _NAMED_MAX: Final = 8
 
 
@@ -85,6 +82,15 @@ def broken_rules(config: Config) -> Iterator[Broken]:
                 yield from _override(route, config.upstreams[route.upstream], here)
     for name, upstream in config.upstreams.items():
         yield from _upstream(upstream, ("upstreams", name))
+    if config.sessions is not None:
+        yield from _session_key(config.sessions.key.value)
+
+
+def _session_key(text: str) -> Iterator[Broken]:
+    keys = [part.strip() for part in text.replace("\n", ",").split(",")]
+    if not any(keys) or any(0 < len(key.encode()) < SESSION_KEY_BYTES_MIN for key in keys):
+        what = f"each session key needs at least {SESSION_KEY_BYTES_MIN} characters (openssl rand -base64 32 makes one)"
+        yield Broken(("sessions", "key"), what)
 
 
 def _references(listener: ListenerSection, at: Path) -> Iterator[tuple[Path, str]]:
@@ -198,7 +204,18 @@ def _hedge(hedge: HedgeSection, at: Path, named: set[str]) -> Iterator[Broken]:
         yield Broken((*at, culprit), f"min_delay ({low}) is greater than max_delay ({high})")
 
 
+def _health(upstream: UpstreamSection, at: Path) -> Iterator[Broken]:
+    health = upstream.health
+    if health is None or health.grpc is None:
+        return
+    if health.path is not None:
+        yield Broken((*at, "grpc"), "this check has both path and grpc: give it one of them")
+    if upstream.protocol not in ("auto", "h2") or (upstream.protocol == "auto" and upstream.tls is None):
+        yield Broken((*at, "grpc"), "gRPC needs HTTP/2 to the endpoints", "", unless=(*at[:-1], "protocol"))
+
+
 def _upstream(upstream: UpstreamSection, at: Path) -> Iterator[Broken]:
+    yield from _health(upstream, (*at, "health"))
     tls = upstream.tls
     if tls is not None and (tls.certificate is None) != (tls.key is None):
         given, lacking = ("key", "certificate") if tls.certificate is None else ("certificate", "key")

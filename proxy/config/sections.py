@@ -169,7 +169,16 @@ class HealthSection(Section):
     """Active health checks of every endpoint."""
 
     path: Annotated[str, text(r"^/[^\s#]*$", "a path such as /healthz", lambda given: f"/{given}")] | None = Field(
-        default=None, description="GET this over HTTP. Absent: connecting is the check.", examples=["/healthz"]
+        default=None,
+        description="GET this over HTTP. Without it and `grpc`, connecting is the check.",
+        examples=["/healthz"],
+    )
+    grpc: Annotated[str, text(r"^[A-Za-z0-9_.]*$", "the name of a service such as payments.v1.Payments")] | None = (
+        Field(
+            default=None,
+            description='Instead of `path`: ask grpc.health.v1 for this service (`""`: the whole server).',
+            examples=["payments.v1.Payments"],
+        )
     )
     interval: PositiveDuration = Field(default=2.0, description="From one check to the next.")
     timeout: PositiveDuration = Field(default=1.0, description="A check without an answer by then has failed.")

@@ -94,7 +94,10 @@ NO_ANSWER: dict[str, tuple[Answer, set[int]]] = {
     "too many fields": (raw(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 3000 + b"\r\n"), {502}),
     "101 unasked": (raw(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nhi"), {502}),
     "bad length": (raw(b"HTTP/1.1 200 OK\r\ncontent-length: abc\r\n\r\n"), {502}),
-    "both lengths": (raw(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"), {502}),
+    "both lengths": (
+        raw(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+        {502},
+    ),
     "a request": (raw(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"), {502}),
 }
 
@@ -127,8 +130,12 @@ CUT: dict[str, Answer] = {
     "closes mid-chunk": raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab", then="close"),
     "closes between chunks": raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n", then="close"),
     "resets between chunks": raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n", then="reset"),
-    "closes in the last chunk": raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n", then="close"),
-    "closes in a trailer": raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx: y", then="close"),
+    "closes in the last chunk": raw(
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n", then="close"
+    ),
+    "closes in a trailer": raw(
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx: y", then="close"
+    ),
     "closes in a size": raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3", then="close"),
     "bad chunk": raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nxyz\r\n"),
     "stalls": stall,

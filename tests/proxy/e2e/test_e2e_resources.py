@@ -204,7 +204,9 @@ async def test_endless_head(proxy: Proxy, origin: Origin, client: Client) -> Non
 async def test_many_tiny_chunks(proxy: Proxy, origin: Origin, client: Client) -> None:
     async def answer(peer: OriginPeer, got: Message) -> None:
         await peer.body(got)
-        await peer.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\ny\r\n" * 40_000 + b"0\r\n\r\n")
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\ny\r\n" * 40_000 + b"0\r\n\r\n"
+        )
 
     origin.answer = answer
     wire = b"POST / HTTP/1.1\r\n" + H + b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"

@@ -63,22 +63,27 @@ REFUSED: dict[str, bytes] = {
     # Values of Content-Length.
     **{
         f"cl {value!r}": cl(value)
-        for value in (b"+3", b"-3", b"-0", b"+0", b"3 3", b"3\t4", b"0x3", b"0b11", b"3.0", b"3e0", b"1_0", b"3;", b"'3'",
-                      b'"3"', b"three", b"", b" ", b"\xb3", b"3\x0b", b"3\x0c", b"3\x00", b"\x003", b"3\x85", b"\xa03",
-                      b"99999999999999999999", b"18446744073709551619", b"9223372036854775808", b"4294967296000000000000003",
-                      b"3 abc", b"3\x1f", b"Content-Length: 3", b"3\r", b"3\rX: y")
+        for value in (
+            b"+3", b"-3", b"-0", b"+0", b"3 3", b"3\t4", b"0x3", b"0b11", b"3.0", b"3e0", b"1_0", b"3;", b"'3'",
+            b'"3"', b"three", b"", b" ", b"\xb3", b"3\x0b", b"3\x0c", b"3\x00", b"\x003", b"3\x85", b"\xa03",
+            b"99999999999999999999", b"18446744073709551619", b"9223372036854775808", b"4294967296000000000000003",
+            b"3 abc", b"3\x1f", b"Content-Length: 3", b"3\r", b"3\rX: y",
+        )
     },
     # Values of Transfer-Encoding.
     **{
         f"te {value!r}": te(value)
-        for value in (b"", b"identity", b"chunked, identity", b"identity, chunked", b"chunked, chunked", b"chunked,chunked",
-                      b"chunked chunked", b"xchunked", b"chunkedx", b"x chunked", b"chunke", b"chunked;q=1", b"chunked;",
-                      b"chunked; a=b", b"\"chunked\"", b"'chunked'", b"chunked, gzip", b"gzip", b"gzip chunked", b"chunked,",
-                      b",chunked", b", chunked", b"chunked , ", b"\x0bchunked", b"chunked\x0b", b"\x0cchunked", b"chunked\x0c",
-                      b"chunked\x00", b"\x00chunked", b"chun\x00ked", b"chunked\x7f", b"\xa0chunked", b"chunked\xa0",
-                      b"\xffchunked", b"c\xc4\xa5unked", b"chun ked", b"chunked\r", b"\rchunked", b"chunked\rX: y",
-                      b"deflate, chunked", b"gzip, chunked", b"cow, chunked", b"cow", b"chunked\tx", b"compress",
-                      b"chunked, cow", b"trailers", b"{chunked}", b"c=hunked", b"chunked#", b"chunk\xc3\xa9d", b"0")
+        for value in (
+            b"", b"identity", b"chunked, identity", b"identity, chunked", b"chunked, chunked", b"chunked,chunked",
+            b"chunked chunked", b"xchunked", b"chunkedx", b"x chunked", b"chunke", b"chunked;q=1", b"chunked;",
+            b"chunked; a=b", b"\"chunked\"", b"'chunked'", b"chunked, gzip", b"gzip", b"gzip chunked", b"chunked,",
+            b",chunked", b", chunked", b"chunked , ", b"\x0bchunked", b"chunked\x0b", b"\x0cchunked",
+            b"chunked\x0c", b"chunked\x00", b"\x00chunked", b"chun\x00ked", b"chunked\x7f", b"\xa0chunked",
+            b"chunked\xa0", b"\xffchunked", b"c\xc4\xa5unked", b"chun ked", b"chunked\r", b"\rchunked",
+            b"chunked\rX: y", b"deflate, chunked", b"gzip, chunked", b"cow, chunked", b"cow", b"chunked\tx",
+            b"compress", b"chunked, cow", b"trailers", b"{chunked}", b"c=hunked", b"chunked#", b"chunk\xc3\xa9d",
+            b"0",
+        )
     },
     "two te": post(TE + TE),
     "te then identity": post(TE + b"Transfer-Encoding: identity\r\n"),
@@ -91,20 +96,25 @@ REFUSED: dict[str, bytes] = {
     # Names.
     **{
         f"name {name!r}": post(name + b": chunked\r\nContent-Length: 5\r\n", ZERO + EVIL)
-        for name in (b"Transfer-Encoding ", b"Transfer-Encoding\t", b" Transfer-Encoding", b"\tTransfer-Encoding",
-                     b"Transfer-Encoding\x0b", b"Transfer-Encoding\x00", b"\x00Transfer-Encoding", b"Transfer\x00-Encoding",
-                     b"Transfer Encoding", b"Transfer-Encoding\r", b"X: y\rTransfer-Encoding", b"X: y\nTransfer-Encoding",
-                     b"Transfer-Enc\xc3\xb6ding", b"Transfer-Encoding\xa0", b"\xefTransfer-Encoding", b"Transfer-Encoding\x1f",
-                     b"Transfer_Encoding", b"transfer_encoding", b"TRANSFER_ENCODING", b"(Transfer-Encoding)",
-                     b"Transfer-Encoding:", b"\"Transfer-Encoding\"", b"Transfer-Encoding=", b"Transfer-Encoding\\",
-                     b"Transfer-Encoding,", b"@Transfer-Encoding", b"[Transfer-Encoding]", b"Transfer-Encoding\x7f")
+        for name in (
+            b"Transfer-Encoding ", b"Transfer-Encoding\t", b" Transfer-Encoding", b"\tTransfer-Encoding",
+            b"Transfer-Encoding\x0b", b"Transfer-Encoding\x00", b"\x00Transfer-Encoding", b"Transfer\x00-Encoding",
+            b"Transfer Encoding", b"Transfer-Encoding\r", b"X: y\rTransfer-Encoding", b"X: y\nTransfer-Encoding",
+            b"Transfer-Enc\xc3\xb6ding", b"Transfer-Encoding\xa0", b"\xefTransfer-Encoding",
+            b"Transfer-Encoding\x1f", b"Transfer_Encoding", b"transfer_encoding", b"TRANSFER_ENCODING",
+            b"(Transfer-Encoding)", b"Transfer-Encoding:", b"\"Transfer-Encoding\"", b"Transfer-Encoding=",
+            b"Transfer-Encoding\\", b"Transfer-Encoding,", b"@Transfer-Encoding", b"[Transfer-Encoding]",
+            b"Transfer-Encoding\x7f",
+        )
         if name != b"Transfer-Encoding:"
     },
     **{
         f"cl name {name!r}": post(name + b": 3\r\n", b"abc" + EVIL)
-        for name in (b"Content-Length ", b"Content-Length\t", b" Content-Length", b"\tContent-Length", b"Content Length",
-                     b"Content-Length\x00", b"Content_Length", b"CONTENT_LENGTH", b"Content-Length\x0b", b"Content-Length\x7f",
-                     b"\xc2\xa0Content-Length", b"Content-Length\r")
+        for name in (
+            b"Content-Length ", b"Content-Length\t", b" Content-Length", b"\tContent-Length", b"Content Length",
+            b"Content-Length\x00", b"Content_Length", b"CONTENT_LENGTH", b"Content-Length\x0b",
+            b"Content-Length\x7f", b"\xc2\xa0Content-Length", b"Content-Length\r",
+        )
     },
     "te colon colon": post(b"Transfer-Encoding:: chunked\r\n"),
     "no name": post(b": chunked\r\n"),
@@ -196,10 +206,13 @@ REFUSED: dict[str, bytes] = {
 CHUNKS_REFUSED: dict[str, bytes] = {
     **{
         f"size {size!r}": size + b"\r\nabc\r\n" + ZERO + EVIL
-        for size in (b"", b"0x3", b"+3", b"-3", b" 3", b"3 ", b"\t3", b"3\t", b"3g", b"g", b"3_0", b"3,", b"3 3", b"03h", b"\x003",
-                     b"3\x00", b"3\x0b", b"3\xa0", b"\xef\xbc\x93", b"3.", b"3;a=\x00", b"3;a=b\x7f", b"3;a=\"b", b"3;a=b\"", b"3;;", b"3;",
-                     b"3;=b", b"3;a=", b"3;a b", b"3;a=b c", b"3;a=b\nX", b"3;a\rb", b"3\rX", b"3\nabc", b"f" * 17, b"0" * 17 + b"3", b"ffffffffffffffff",
-                     b"8000000000000000", b"10000000000000003", b"-0", b"3,3", b"'3'", b"{3}", b"0X3", b"3h", b"\r3", b"\n3")
+        for size in (
+            b"", b"0x3", b"+3", b"-3", b" 3", b"3 ", b"\t3", b"3\t", b"3g", b"g", b"3_0", b"3,", b"3 3", b"03h",
+            b"\x003", b"3\x00", b"3\x0b", b"3\xa0", b"\xef\xbc\x93", b"3.", b"3;a=\x00", b"3;a=b\x7f", b"3;a=\"b",
+            b"3;a=b\"", b"3;;", b"3;", b"3;=b", b"3;a=", b"3;a b", b"3;a=b c", b"3;a=b\nX", b"3;a\rb", b"3\rX",
+            b"3\nabc", b"f" * 17, b"0" * 17 + b"3", b"ffffffffffffffff", b"8000000000000000", b"10000000000000003",
+            b"-0", b"3,3", b"'3'", b"{3}", b"0X3", b"3h", b"\r3", b"\n3",
+        )
     },
     "lf after size": b"3\nabc\r\n" + ZERO + EVIL,
     "cr after size": b"3\rabc\r\n" + ZERO + EVIL,
@@ -377,7 +390,9 @@ async def test_ambiguous_responses_are_refused(proxy: Proxy, origin: Origin, cli
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n11111111111111111\r\nmine\r\n0\r\n\r\n",
     ],
 )
-async def test_bad_chunks_of_an_origin_cut_the_response(proxy: Proxy, origin: Origin, client: Client, wire: bytes) -> None:
+async def test_bad_chunks_of_an_origin_cut_the_response(
+    proxy: Proxy, origin: Origin, client: Client, wire: bytes
+) -> None:
     origin.answer = raw(wire + OTHER)
     await client.send(b"GET / HTTP/1.1\r\n" + H + b"\r\n")
     data = await client.closed()

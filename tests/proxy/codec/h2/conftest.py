@@ -8,7 +8,7 @@ import pytest
 
 from proxy.codec import h2_frames as wire
 from proxy.codec.h2 import PREFACE, H2ClientCodec, H2Limits, H2ServerCodec
-from proxy.message import ConnectionFailed, RequestHead, ResponseHead
+from proxy.message import ConnectionFailed, LimitsChanged, RequestHead, ResponseHead
 
 Frame = namedtuple("Frame", "kind flags stream_id payload")
 
@@ -38,7 +38,9 @@ class Script:
         self.events = []
 
     def raw(self, data):
-        self.events = self.codec.receive(data)
+        events = self.codec.receive(data)
+        self.events = [event for event in events if not isinstance(event, LimitsChanged)]
+        self.limits_changed = len(events) - len(self.events)
         return self.events
 
     def send(self, *frames):
