@@ -4,18 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard proxy/*.py proxy/codec/h1*.py proxy/codec/semantics.py routing/*.py)  # what is compiled
 
-.PHONY: demo test lint types unit bench load clean help
+install: $(VENV)/.base  ## the program, its hot path compiled where a C compiler is there
+
+.PHONY: install demo test lint types unit bench load clean help
 
 help:            ## list what can be made
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(VENV)/.base: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	find proxy routing . -maxdepth 2 -name '*.so' -not -path './.venv/*' -delete
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.test: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	find proxy routing . -maxdepth 2 -name '*.so' -not -path './.venv/*' -delete
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $(VENV)/.base $@
 
@@ -23,7 +27,12 @@ $(VENV)/.lab: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lab]'
 	touch $@
 
-demo: $(VENV)/.base  ## three regions, a WAN, the proxy and live traffic on this machine
+$(VENV)/.demo:
+	test -e $(VENV)/.base || test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -e $(VENV)/.base || ONETRIP_PURE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+demo: $(VENV)/.demo  ## three regions, a WAN, the proxy and live traffic on this machine
 	$(BIN)/onetrip demo $(ARGS)
 
 test: lint types unit  ## lint, type-check, run every test

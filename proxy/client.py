@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final, cast
 from tlscache.early_data import EARLY_BYTES_MAX
 from tlscache.engine import State as TLSState
 
+from .connect import connect_error
 from .errors import Kind, ProxyError
-from .tcp import WRITE_HIGH_WATER, Connection, ConnectionStream, socket_of, tcp_info
+from .tcp import WRITE_HIGH_WATER, Connection, ConnectionStream, socket_of, tcp_bytes_sent, tcp_info
 
 _PING: Final = b"onetrip!"
 
@@ -125,6 +126,7 @@ class ClientConnection(Connection):
         engine.start()
         data = engine.data_to_send()
         if data:
+            self.bytes_sent += len(data)
             transport.write(data)
 
     def _send_early(self, engine: TLSEngine, session: Session) -> None:
@@ -194,6 +196,7 @@ class ClientConnection(Connection):
             return
         data = engine.data_to_send()
         if data:
+            self.bytes_sent += len(data)
             transport.write(data)
         if engine.state is _TLS_OPEN:
             assert self.sessions is not None
@@ -297,6 +300,17 @@ class ClientConnection(Connection):
             return False
         _, _, acked = tcp_info(socket_of(self.transport))
         return 0 < acked <= self.request_offset + 1
+
+    def request_unsent(self) -> bool:
+        """Whether our kernel had sent no byte of the open request when the connection broke.
+
+        A reset, unlike a FIN, does not say what was received: an origin may have read the request, acted on it and
+        reset the connection before its kernel acknowledged anything (delayed ACK). So only what never left counts.
+        """
+        if self.transport is None or self.codec.multiplexed:
+            return False
+        sent = tcp_bytes_sent(socket_of(self.transport))
+        return 0 <= sent <= self.request_offset
 
     def flush(self) -> None:
         """As `Connection.flush`, counting bytes."""
@@ -430,6 +444,9 @@ class ClientConnection(Connection):
     def on_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
         if self.state is _CONNECTING:
+            if isinstance(exc, ConnectionRefusedError):  # with Fast Open it is the first write that meets it
+                self._fail_opening(connect_error(self.pool.target.endpoint, exc))
+                return
             text = f"{self.pool.target.endpoint}: {exc or 'closed the connection during the handshake'}"
             kind = Kind.TLS if self.engine is not None else Kind.TERMINATED
             self._fail_opening(ProxyError(kind, text, unprocessed=True))

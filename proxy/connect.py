@@ -136,9 +136,9 @@ def interleave(addresses: list[SockAddress]) -> list[SockAddress]:
 
 @dataclass(frozen=True, slots=True)
 class SocketOptions:
-    """What every upstream socket gets. `keepalive_s`: idle seconds before TCP's own probes, which find dead paths
-    before
-    a request does.
+    """What every upstream socket gets. `fast_open`: connecting may wait for the first bytes, which ride in the SYN
+    (RFC 7413): for sockets whose owner speaks first, as in TLS. `keepalive_s`: idle seconds before TCP's own probes,
+    which find dead paths before a request does.
     """
 
     keepalive_s: float = 15.0
@@ -164,6 +164,15 @@ def new_socket(family: socket.AddressFamily, options: SocketOptions) -> socket.s
         with suppress(OSError):  # a kernel without it dials the ordinary way
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT, 1)
     return sock
+
+
+def is_deferred(sock: socket.socket) -> bool:
+    """Whether a socket that connect(2) has let pass is not connected yet: Fast Open waits for the first bytes."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return True
+    return False
 
 
 def connect_error(endpoint: Endpoint, error: OSError) -> ProxyError:

@@ -418,9 +418,8 @@ class Exchange(StreamHandler):
                 self.upstream.counters.retry("status", "denied")
                 return False
         status = self.result or head.status
-        kind = Kind.UNAVAILABLE if status == 503 else Kind.BAD_RESPONSE
         answer = b"grpc-status " + head.known[b"grpc-status"] if self.result else b"%d" % status
-        attempt.error = ProxyError(kind, f"{attempt.target.endpoint} answered {answer.decode('latin-1')}")
+        attempt.error = ProxyError(Kind.UNAVAILABLE, f"{attempt.target.endpoint} answered {answer.decode('latin-1')}")
         self.attempts.remove(attempt)
         attempt.succeed(now, status, now - attempt.connected_at, after)
         if attempt.stream is not None:
@@ -485,7 +484,8 @@ class Exchange(StreamHandler):
             self.early_refused = True
         if self.attempts:
             return  # the other one may still win
-        if self._may_retry(now) and (error.unprocessed or not attempt.touched or self.idempotent):
+        stale = error.unprocessed and attempt.connection is not None  # it died before it could read the request
+        if self._may_retry(now, stale) and (error.unprocessed or not attempt.touched or self.idempotent):
             balancer = self.upstream.balancer
             target = balancer.pick_alternate(now, [a.target for a in self.tried], False)
             reason = error.kind.label
@@ -499,11 +499,12 @@ class Exchange(StreamHandler):
             self.upstream.counters.retry(reason, "denied" if target is not None else "nowhere")
         self._give_up(error)
 
-    def _may_retry(self, now: float) -> bool:
+    def _may_retry(self, now: float, stale: bool = False) -> bool:
+        """`stale`: a connection turned out dead; with retries off, that is still mended once."""
         retry = self.route.retry
+        attempts = retry.attempts if retry is not None else int(stale)
         return (
-            retry is not None
-            and len(self.tried) <= retry.attempts
+            len(self.tried) <= attempts
             and (self.bodyless or self.replay is not None)
             and not self.client_eof_seen()
             and now - self.started < self.total

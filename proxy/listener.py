@@ -14,6 +14,7 @@ connection and destroy the answer (RFC 9112 section 9.6).
 from __future__ import annotations
 
 import asyncio
+import socket
 from email.utils import formatdate
 from enum import Enum
 from ipaddress import ip_address
@@ -37,7 +38,7 @@ from .exchange import Exchange
 from .forward import Hop
 from .message import HeadersReceived, HeadRefused, RequestHead, ResponseHead
 from .metrics import ListenerCounters
-from .tcp import WRITE_HIGH_WATER, Connection, ConnectionStream
+from .tcp import WRITE_HIGH_WATER, Connection, ConnectionStream, socket_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .upstream import UpstreamRuntime
 
 IDLE_S: Final = 300.0
+UNSEEN_S: Final = 1.0
 DRAIN_IDLE_S: Final = 0.5
 LINGER_S: Final = 2.0
 GOAWAY_S: Final = 2.0
@@ -99,6 +101,7 @@ class ServerConnection(Connection):
         "log_start",
         "peer_port",
         "prelude",
+        "probes",
         "proxy_header",
         "state",
         "timer_bucket",
@@ -119,6 +122,7 @@ class ServerConnection(Connection):
         self.head_since = 0.0
         self.lingered = 0
         self.half_closed = 0.0
+        self.probes = 0
         self.prelude = b""
         self.proxy_header: ProxyProtocolReader | None = None
 
@@ -254,6 +258,8 @@ class ServerConnection(Connection):
                 self._open(self.listener.codec_for(engine.alpn))
                 if data:
                     self._receive(data)
+                else:
+                    self.touch()  # session tickets: a client that keeps connections warm needs them now
                 return
             if not data or engine.state is not TLSState.HANDSHAKING:
                 return
@@ -411,8 +417,11 @@ class ServerConnection(Connection):
                     self._end_now()  # it never asked for anything
             elif self.half_closed and self.streams:
                 self._probe_half_closed(now)
+            elif self.read_paused and self._reset_unseen():
+                self.fail_streams(ProxyError(Kind.CLIENT_LEFT, "the client reset the connection"))
+                self.abort()
             elif self.streams:
-                listener.timers.set(self, now + IDLE_S, now)
+                listener.timers.set(self, now + (UNSEEN_S if self.read_paused else IDLE_S), now)
             elif self.head_since > 0.0 and now >= self.head_since + listener.header_timeout:
                 self._end_slow()
             elif now >= self.idle_since + IDLE_S:
@@ -427,6 +436,21 @@ class ServerConnection(Connection):
                 if self.head_since > 0.0:
                     due = min(due, self.head_since + listener.header_timeout)
                 listener.timers.set(self, due, now)
+
+    def adjust_reading(self) -> None:
+        """While we read nothing, the event loop tells us of no reset either: look from time to time."""
+        super().adjust_reading()
+        if self.read_paused and not self.half_closed:
+            now = monotonic()
+            self.listener.timers.set(self, now + UNSEEN_S, now)
+
+    def _reset_unseen(self) -> bool:
+        """Whether the kernel has dropped the connection (TCP_CLOSE) behind our back."""
+        transport = self.transport
+        sock = socket_of(transport) if transport is not None else None
+        if sock is None or sock.family == socket.AF_UNIX:
+            return False
+        return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 7)
 
     def _probe_half_closed(self, now: float) -> None:
         """A client that shut down its side either waits for the answer or is gone; TCP tells only by what a write
@@ -443,8 +467,14 @@ class ServerConnection(Connection):
             and not self.codec.multiplexed
             and handler.head.version == b"1.1"
         ):
-            stream.send_headers(ResponseHead(102, [], {}, reason=b"Processing"), False)
-            self.listener.timers.set(self, now + 2.0, now)
+            if self._reset_unseen():
+                self.fail_streams(ProxyError(Kind.CLIENT_LEFT, "the client left"))
+                self.abort()
+                return
+            self.probes += 1
+            if self.probes % 2:  # what it meets is known a round trip later
+                stream.send_headers(ResponseHead(100, [], {}, reason=b"Continue"), False)
+            self.listener.timers.set(self, now + (0.2 if self.probes % 2 else 2.0), now)
 
     def _end_slow(self) -> None:
         """A head (or handshake) that did not come in time."""

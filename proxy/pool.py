@@ -29,7 +29,7 @@ import msgspec
 
 from .attempt import Attempt
 from .client import ClientConnection, State
-from .connect import SocketOptions, open_socket
+from .connect import SocketOptions, is_deferred, open_socket
 from .errors import Kind, ProxyError
 from .metrics import PoolCounters
 from .tcp import socket_of, tcp_info
@@ -400,8 +400,10 @@ class Pool:
         """
         upstream = self.upstream
         started = monotonic()
-        sock, dns_s, tcp_s = await open_socket(self.target.endpoint, upstream.resolver, upstream.socket_options)
-        upstream.balancer.observe_connect(self.target, monotonic(), True, tcp_s, "tcp")
+        sock, dns_s, tcp_s = await open_socket(self.target.endpoint, upstream.resolver, upstream.tls_socket_options)
+        deferred = upstream.tls_socket_options.fast_open and is_deferred(sock)
+        if not deferred:
+            upstream.balancer.observe_connect(self.target, monotonic(), True, tcp_s, "tcp")
         sessions = upstream.sessions_of(self.target.endpoint, apart=apart)
         offered = sessions.take() if sessions is not None and resume else None
         connection = ClientConnection(upstream.turn, self, sessions, offered)
@@ -414,6 +416,10 @@ class Pool:
             connection.state = State.CLOSED
             connection.abort()
             raise
+        if deferred and connection.transport is not None:  # the SYN went with the ClientHello: the kernel has timed it
+            rtt_s, _, _ = tcp_info(socket_of(connection.transport))
+            connection.seconds = (dns_s, rtt_s, connection.seconds[2])
+            upstream.balancer.observe_connect(self.target, monotonic(), True, rtt_s, "tcp")
         if sessions is not None:
             upstream.balancer.observe_connect(self.target, monotonic(), True, connection.seconds[2], "tls")
         self.dial_s += 0.2 * (monotonic() - started - self.dial_s)

@@ -104,6 +104,7 @@ class Reactor:
 
     def close(self) -> None:
         """Watch nothing any more."""
-        self._loop.remove_reader(self._epoll.fileno())
-        self._watchers.clear()
-        self._epoll.close()
+        if not self._epoll.closed:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._watchers.clear()
+            self._epoll.close()

@@ -28,9 +28,16 @@ def reason_phrase(status: int) -> str:
         return ""
 
 
+def told(error: ProxyError) -> str:
+    """What a client may read of a fault. What an origin sent amiss could be meant for somebody else: only the log has
+    it.
+    """
+    return "the upstream's answer is not valid" if error.kind is Kind.BAD_RESPONSE else error.details
+
+
 def proxy_status(error: ProxyError) -> bytes:
     """The `proxy-status` field's value (RFC 9209): a Structured Fields item; `details` is an sf-string."""
-    text = error.details[:_DETAILS_MAX].encode("ascii", "replace").decode()
+    text = told(error)[:_DETAILS_MAX].encode("ascii", "replace").decode()
     text = "".join(c if " " <= c <= "~" else "?" for c in text).replace("\\", "\\\\").replace('"', '\\"')
     return f'onetrip; error={error.kind.proxy_status}; details="{text}"'.encode()
 
@@ -42,7 +49,7 @@ def error_reply(exchange: Exchange, error: ProxyError) -> tuple[ResponseHead, by
     if exchange.grpc:
         return error_head(error, [(b"proxy-status", proxy_status(error))]), b""
     tried = [
-        f"{a.target.region.name}/{a.target.endpoint}: {a.error.details if a.error else 'no answer'}"
+        f"{a.target.region.name}/{a.target.endpoint}: {told(a.error) if a.error else 'no answer'}"
         for a in exchange.tried
     ]
     request_id = exchange.request_id.decode("latin-1")
@@ -52,7 +59,7 @@ def error_reply(exchange: Exchange, error: ProxyError) -> tuple[ResponseHead, by
         content: dict[str, Any] = {
             "status": error.status,
             "error": error.kind.label,
-            "details": error.details,
+            "details": told(error),
             "tried": tried,
         }
         if request_id:
@@ -60,7 +67,7 @@ def error_reply(exchange: Exchange, error: ProxyError) -> tuple[ResponseHead, by
         body = msgspec.json.encode(content) + b"\n"
         kind = b"application/json"
     else:
-        lines = [f"{error.status} {reason_phrase(error.status)}: {error.details}"]
+        lines = [f"{error.status} {reason_phrase(error.status)}: {told(error)}"]
         lines += [f"tried {line}" for line in tried]
         if request_id:
             lines.append(f"request {request_id}")

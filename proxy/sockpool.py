@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Final
 
 from tlscache.engine import State as TLSState
 
-from .connect import connect_error, new_socket, open_socket
+from .connect import connect_error, is_deferred, new_socket, open_socket
 from .errors import Kind, ProxyError
 from .metrics import PoolCounters
 from .reactor import BROKEN, READ, UNWATCHED, WRITE
+from .tcp import tcp_info
 
 if TYPE_CHECKING:
     import asyncio
@@ -74,7 +75,9 @@ class Link:
     """
 
     __slots__ = (
+        "_unsent",
         "born",
+        "deferred",
         "early",
         "engine",
         "error",
@@ -107,6 +110,8 @@ class Link:
         self.handshake = "plain"
         self.on_done: Callable[[Link], None] | None = on_done
         self.preface = preface
+        self.deferred = False  # Fast Open: connected by the first bytes
+        self._unsent = b""
         self.events = UNWATCHED
         self.sock: socket.socket | None = None
         self.state = State.CONNECTING
@@ -126,7 +131,7 @@ class Link:
         """Connect without a task."""
         pool = self.pool
         try:
-            sock = self.sock = new_socket(address[0], pool.upstream.socket_options)
+            sock = self.sock = new_socket(address[0], pool.socket_options)
         except OSError as error:
             self._fail(ProxyError(Kind.UNAVAILABLE, f"no socket: {error.strerror}", unprocessed=True))
             return
@@ -134,6 +139,7 @@ class Link:
         if code not in _UNDER_WAY:  # EAGAIN too: a Unix socket whose backlog is full, or no local port is left
             self._fail(connect_error(pool.target.endpoint, OSError(code, os.strerror(code))))
             return
+        self.deferred = code == 0 and pool.socket_options.fast_open
         self._watch(WRITE)
         pool.upstream.timers.set(self, self.born + pool.settings.connect_s, self.born)
 
@@ -141,6 +147,7 @@ class Link:
         """A socket that was connected elsewhere (several addresses raced), in so many seconds."""
         self.sock = sock
         self.seconds = seconds
+        self.deferred = self.pool.socket_options.fast_open and is_deferred(sock)
         now = monotonic()
         self.pool.upstream.timers.set(self, self.born + self.pool.settings.connect_s, now)
         self._connected()
@@ -171,6 +178,8 @@ class Link:
                 self.seconds = monotonic() - self.born
                 self._connected()
         elif self.state is State.HANDSHAKING:
+            if self._unsent and events & select.EPOLLOUT:
+                self._send(b"")
             self._shake_hands()
         elif self.state is State.READY:
             self._idle_event(fd, events)
@@ -181,7 +190,6 @@ class Link:
             self.state = State.HANDSHAKING
             engine.start()
             self._send(self.preface + engine.data_to_send())
-            self._watch(READ)
             return
         self._send(self.preface)
         if self.state is State.CONNECTING:
@@ -196,7 +204,10 @@ class Link:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail_tls(f"{error.strerror} during the TLS handshake")
+            if self.deferred and error.errno == errno.ECONNREFUSED:
+                self._fail(connect_error(self.pool.target.endpoint, error))
+            else:
+                self._fail_tls(f"{error.strerror} during the TLS handshake")
             return
         if not data:
             engine.receive_eof()
@@ -208,19 +219,31 @@ class Link:
             if self.state is State.HANDSHAKING and self.sessions is not None:
                 self.handshake = self.sessions.settle(self.offered, engine)
                 self.sessions.keep(engine)
+                if self.deferred:
+                    self.seconds, _, _ = tcp_info(sock)  # the SYN went with the ClientHello
                 self._ready()
         elif engine.state is not TLSState.HANDSHAKING:
             self._fail(self.pool.upstream.tls_error(self.pool.target.endpoint, engine))
 
     def _send(self, data: bytes) -> None:
+        data = self._unsent + data
         if data and self.sock is not None:
             try:
                 sent = self.sock.send(data)
+            except BlockingIOError:
+                sent = 0
             except OSError as error:
-                self._fail_tls(str(error.strerror))
+                if self.deferred and error.errno == errno.ECONNREFUSED:
+                    self._fail(connect_error(self.pool.target.endpoint, error))
+                else:
+                    self._fail_tls(str(error.strerror))
                 return
-            if sent < len(data):  # a handshake flight always fits a fresh socket's buffer
+            # A fresh socket's buffer takes a handshake flight; a SYN takes one segment, and the rest waits its turn.
+            self._unsent = data[sent:]
+            if self._unsent and not self.deferred:
                 self._fail_tls("takes no handshake")
+        if self.state is State.HANDSHAKING:
+            self._watch(READ | WRITE if self._unsent else READ)
 
     def _fail_tls(self, what: str) -> None:
         kind = Kind.TLS if self.engine is not None else Kind.TERMINATED
@@ -315,6 +338,7 @@ class SocketPool:
         self.settings = settings
         self.reactor = reactor
         self.tls = tls
+        self.socket_options = upstream.tls_socket_options if tls else upstream.socket_options
         self._address = _fixed_address(target.endpoint)
         self.counters = PoolCounters()
         self.idle: list[Link] = []
@@ -372,7 +396,7 @@ class SocketPool:
         endpoint, limit_s = self.target.endpoint, self.settings.connect_s
         try:
             async with asyncio.timeout(limit_s):
-                sock, _, seconds = await open_socket(endpoint, self.upstream.resolver, self.upstream.socket_options)
+                sock, _, seconds = await open_socket(endpoint, self.upstream.resolver, self.socket_options)
         except ProxyError as error:
             link.fail(error)
         except TimeoutError:

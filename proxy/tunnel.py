@@ -6,8 +6,8 @@ A new client gets a warm link where there is one. Else links are dialled, and as
 yet, dials to other regions may race: a further one (as many as `retry` allows) starts when one fails, or when nothing
 is ready after `RACE_AFTER_S`; the first that is ready wins.
 
-While CONNECTING the client's bytes wait in the kernel, and (once that takes long) only its reset is noticed. A connection is idle when no byte
-moved for `timeouts.idle`, give or take a quarter.
+While CONNECTING the client's bytes wait in the kernel, and (once that takes long) only its reset is noticed. A
+connection is idle when no byte moved for `timeouts.idle`, give or take a quarter.
 """
 
 from __future__ import annotations

@@ -84,7 +84,9 @@ class UpstreamRuntime:
         self.balancer = Balancer(model, random.Random(), monotonic())
         self.counters = UpstreamCounters(region.name for region in model.regions)
         self.session_key = model.session_key
-        self.socket_options = SocketOptions(keepalive_s=section.pool.keepalive, fast_open=section.fast_open)
+        self.socket_options = SocketOptions(keepalive_s=section.pool.keepalive)
+        # With TLS the ClientHello rides in the SYN; without it a warm connection would stay unconnected.
+        self.tls_socket_options = replace(self.socket_options, fast_open=section.fast_open and section.tls is not None)
         settings_tls = client_settings(section)
         self.tls = ClientContext(settings_tls) if settings_tls is not None else None
         self.scheme = b"https" if self.tls is not None else b"http"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +35,8 @@ from .upstream import UpstreamRuntime
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from routing.model import Upstream
 
     from .config import ListenerSection
 
@@ -99,12 +102,15 @@ class Worker:
         for section in self.config.listeners:
             if section.protocol == "http":
                 route = self.config.routes(section)[0]
-                rehearse(self._new_http_listener(section), self._new_upstream(self.config, route.upstream), route)
+                model = self.config.routing(route.upstream)
+                region = replace(model.regions[0], endpoints=model.regions[0].endpoints[:1], standby=False)
+                upstream = self._new_upstream(self.config, route.upstream, replace(model, regions=(region,)))
+                rehearse(self._new_http_listener(section), upstream, route)
                 return
 
-    def _new_upstream(self, config: Config, name: str) -> UpstreamRuntime:
+    def _new_upstream(self, config: Config, name: str, model: Upstream | None = None) -> UpstreamRuntime:
         return UpstreamRuntime(
-            config.routing(name),
+            model or config.routing(name),
             config.upstreams[name],
             turn=self.turn,
             timers=self.timers,

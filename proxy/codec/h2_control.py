@@ -49,7 +49,8 @@ class H2Control(H2Flow):
             self._out.append(wire.frame(wire.PING, 0, 0, payload))
 
     def tick(self) -> None:
-        """About a second has passed: refill what abuse limits allow an idle connection (see `h2_guard`), and end streams
+        """About a second has passed: refill what abuse limits allow an idle connection (see `h2_guard`), and end
+        streams
         that the peer has held up for too long.
         """
         self.guard.tick()

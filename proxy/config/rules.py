@@ -19,9 +19,7 @@ from .units import Address, format_duration
 
 NOT_AVAILABLE: dict[str, str] = {
     "listeners[].http3": "http3 is not available in this version",
-    "listeners[].fast_open": "fast_open is not available in this version",
     "upstreams.*.protocol=h3": "h3 is not available in this version",
-    "upstreams.*.fast_open": "fast_open is not available in this version",
     "fleet": "fleet is not available in this version",
     "tracing": "tracing is not available in this version",
 }

@@ -34,7 +34,7 @@ _WATCH_S: Final = 0.25
 _LEAD_IN_S: Final = 1.5
 """Unmeasured traffic before the steady phase: both sides' pools reach their size."""
 _SETTLE_S: Final = 0.3
-_BETWEEN_BURSTS_S: Final = 0.5
+_BETWEEN_BURSTS_S: Final = 0.4
 _AFTER_RETURN_S: Final = 1.0
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -116,6 +116,7 @@ class Show:
         for _ in range(self._script.bursts):
             for client, series in ((self._proxied, row.proxied), (self._direct, row.direct)):
                 client.forget_idle()
+                client.prepare(self._script.burst)
                 await self._burst(client, series)
             await self._burst(self._direct, self.results.control)
 

@@ -81,8 +81,8 @@ def _script(seconds: dict[str, float], starts: int, bursts: int, hold_s: float, 
 
 
 FULL: Final = _script(
-    {"cold": 7.0, "steady": 10.0, "burst": 5.0, "blackhole": 8.0, "return": 18.0, "tail": 10.0}, 3, 3, 2.0, 4.0
+    {"cold": 7.0, "steady": 10.0, "burst": 4.0, "blackhole": 8.0, "return": 13.0, "tail": 10.0}, 3, 3, 2.0, 4.0
 )
 FAST: Final = _script(
-    {"cold": 4.5, "steady": 3.0, "burst": 3.5, "blackhole": 4.0, "return": 10.0, "tail": 4.0}, 2, 2, 0.5, 1.5
+    {"cold": 5.0, "steady": 3.0, "burst": 4.0, "blackhole": 4.0, "return": 8.0, "tail": 3.5}, 3, 3, 0.5, 1.5
 )

@@ -31,7 +31,7 @@ from .traffic import Client
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from loadtests.lab import Origin
     from loadtests.lab.lab import Mode
@@ -198,19 +198,10 @@ class Stage:
         return self._client("through the proxy", ("127.0.0.1", self.port), SERVER_NAME, None)
 
     def _client(self, name: str, address: tuple[str, int], host: str, context: ssl.SSLContext | None) -> Client:
-        return Client(name, self._dial_to(address), host=host, timeout_s=self._timeout_s, context=context)
+        return Client(name, self._socket, address, host=host, timeout_s=self._timeout_s, context=context)
 
-    def _dial_to(self, address: tuple[str, int]) -> Callable[[], Awaitable[socket.socket]]:
-        async def dial() -> socket.socket:
-            made = self.lab.socket(HOME)
-            try:
-                await asyncio.get_running_loop().sock_connect(made, address)
-            except BaseException:
-                made.close()
-                raise
-            return made
-
-        return dial
+    def _socket(self) -> socket.socket:
+        return self.lab.socket(HOME)
 
 
 def totals(exposition: str) -> dict[str, float]:

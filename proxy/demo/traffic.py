@@ -1,9 +1,10 @@
 """Open-loop traffic: requests start when they are due, whatever became of those before.
 
 Both sides are the same client: HTTP/1.1 with a keep-alive pool as the usual libraries have it. A request takes the idle
-connection that was used last; where none is idle it opens one and waits for it, handshakes included; connections stay
-open. The one side dials the nearest region itself, over TLS, as a service without a proxy does; the other one dials the
-proxy beside it. A request that takes longer than the time-out has failed; its waiting stands in the latencies.
+connection that was used last; where none is idle it opens one and waits for it, handshakes included; where there are
+`CONNECTIONS_MAX` it queues. Connections stay open. The one side dials the nearest region itself, over TLS, as a service
+without a proxy does; the other one dials the proxy beside it. A request that takes longer than the time-out has failed;
+its waiting stands in the latencies.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from proxy.errors import Kind, ProxyError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-CONNECTIONS_MAX: Final = 512
-"""Past that a request fails at once: a blackhole at 100/s and a time-out of 3 s needs 300."""
+CONNECTIONS_MAX: Final = 64
+"""Enough for a burst beside steady traffic. Without a bound the end of a blackhole means hundreds of handshakes at
+once.
+"""
 _RECENT: Final = 400
 _LAGS: Final = 20_000
 
@@ -101,12 +104,16 @@ class _Demand(Request):
 
 
 class Client:
-    """One side. `dial` connects a socket to it; `context` and `server_name` are TLS's, None for plaintext."""
+    """One side: what dials `address`, over TLS where there is a `context`. `host` is the server's name.
+
+    `make_socket`: a new non-blocking socket, perhaps of another network namespace.
+    """
 
     def __init__(
         self,
         name: str,
-        dial: Callable[[], Awaitable[socket.socket]],
+        make_socket: Callable[[], socket.socket],
+        address: tuple[str, int],
         *,
         host: str,
         timeout_s: float,
@@ -116,17 +123,21 @@ class Client:
         self.opened_total = 0
         self.in_flight = 0
         self.recent: deque[Sample] = deque(maxlen=_RECENT)
-        self._dial = dial
+        self._make_socket = make_socket
+        self._address = address
+        self._spare: list[socket.socket] = []
         self._host = host
         self._timeout_s = timeout_s
         self._context = context
         self._request_bytes = f"GET / HTTP/1.1\r\nhost: {host}\r\nuser-agent: onetrip-demo\r\n\r\n".encode()
         self._loop = asyncio.get_running_loop()
         self._idle: list[Connection] = []
+        self._queue: deque[_Demand] = deque()
         self._openers: dict[Connection, _Demand] = {}
         self._all: set[Connection] = set()
         self._dials: set[asyncio.Task[None]] = set()
         self._settled = asyncio.Event()
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Client {self.name}: {len(self._idle)} idle of {len(self._all)}, {self.in_flight} in flight>"
@@ -141,13 +152,16 @@ class Client:
             if connection.has_room(1):
                 connection.send(demand, monotonic())
                 return
-        if len(self._all) + len(self._dials) >= CONNECTIONS_MAX:
-            self._settle(demand, "no connection free")
-            return
-        task = self._loop.create_task(self._open(demand))
-        demand.task = task
-        self._dials.add(task)
-        task.add_done_callback(self._dials.discard)
+        self._queue.append(demand)
+        self._dial_for_queue()
+
+    def prepare(self, count: int) -> None:
+        """Have so many sockets at hand, not yet connected.
+
+        To make one in another namespace is a round trip to the lab, which is nobody's latency.
+        """
+        while len(self._spare) < count:
+            self._spare.append(self._make_socket())
 
     async def finish(self) -> None:
         """Until every request has its end."""
@@ -163,15 +177,54 @@ class Client:
 
     def close(self) -> None:
         """Close everything, whatever is under way."""
+        self._closed = True
         for task in self._dials:
             task.cancel()
         for connection in list(self._all):
             connection.close()
+        while self._spare:
+            self._spare.pop().close()
+
+    def _queued(self) -> _Demand | None:
+        """The next request that waits, if its time is not over."""
+        while self._queue:
+            demand = self._queue.popleft()
+            if not demand.done:
+                return demand
+        return None
+
+    def _dial_for_queue(self) -> None:
+        """Open a connection for each queued request, as long as there may be more."""
+        while not self._closed and self._queue and len(self._all) + len(self._dials) < CONNECTIONS_MAX:
+            demand = self._queued()
+            if demand is None:
+                return
+            task = self._loop.create_task(self._open(demand))
+            demand.task = task
+            self._dials.add(task)
+            task.add_done_callback(self._dialled)
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        self._dials.discard(task)
+        self._dial_for_queue()
+
+    def _free(self, connection: Connection) -> None:
+        """The connection can carry another request."""
+        demand = self._queued()
+        if demand is not None:
+            connection.send(demand, monotonic())
+        else:
+            self._idle.append(connection)
 
     async def _open(self, demand: _Demand) -> None:
+        sock = self._spare.pop() if self._spare else self._make_socket()
         try:
-            sock = await self._dial()
+            await self._loop.sock_connect(sock, self._address)
+        except asyncio.CancelledError:
+            sock.close()
+            raise
         except OSError as error:
+            sock.close()
             self._settle(demand, f"could not connect: {error.strerror or error}")
             return
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -194,7 +247,7 @@ class Client:
         self.opened_total += 1
         demand = self._openers.pop(connection, None)
         if demand is None or demand.done:
-            self._idle.append(connection)
+            self._free(connection)
         else:
             connection.send(demand, monotonic())
 
@@ -205,7 +258,7 @@ class Client:
         if connection.draining:
             connection.close()
         elif connection.phase is Phase.READY:
-            self._idle.append(connection)
+            self._free(connection)
 
     def failed(self, connection: Connection, request: Request, error: ProxyError, now: float) -> None:
         """No answer will come."""
@@ -220,6 +273,7 @@ class Client:
         demand = self._openers.pop(connection, None)
         if demand is not None:
             self._settle(demand, (error.details if error is not None else "") or "closed before it was ready")
+        self._dial_for_queue()
 
     def received_bytes(self, size: int) -> None:
         """Not counted here."""

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from routing.drain import (
     FORGET,
     HOLD_MAX_S,
+    LATE,
     PATIENCE_S,
     PROBES,
     RAMP_START,
     SAME_S,
-    LATE,
     SHARE_MIN,
     SUSPECT_ADMISSION,
     SUSPECT_S,

@@ -21,7 +21,7 @@ from proxy.demo.scenario import FAST
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = "import typer; from proxy.demo.cli import demo; typer.run(demo)"
-SHORT_S = {"cold": 1.0, "steady": 1.8, "burst": 0.8, "tail": 1.4, "blackhole": 0.3, "return": 1.5}
+SHORT_S = {"cold": 1.0, "steady": 1.8, "burst": 0.8, "blackhole": 0.3, "return": 1.5, "tail": 0.4}
 
 app = typer.Typer()
 app.command(epilog=EPILOG)(demo)
@@ -92,7 +92,7 @@ async def test_a_short_performance(capsys, tmp_path, monkeypatch):
     assert found["metrics"]["onetrip_requests_total"] > 20
     assert len(found["promises"]) == 7
     assert "cold start: " in written.err
-    assert "= return" in written.err
+    assert "= slow tail" in written.err
     (kept,) = [path for path in tmp_path.iterdir() if path.name.startswith("onetrip-demo-")]
     assert {"onetrip.yaml", "proxy.log", "results.json"} <= {path.name for path in kept.iterdir()}
     assert json.loads((kept / "results.json").read_text()) == found

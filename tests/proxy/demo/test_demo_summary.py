@@ -188,7 +188,7 @@ class TestAllowance:
         results = good()
         results.rows["burst"].proxied = series(*[RTT_MS] * 50, waited_ms=5.0)
         results.control = series(*[RTT_MS + 3] * 50)
-        assert results.burst_allowance_ms == pytest.approx(8.0)
+        assert results.burst_allowance_ms == pytest.approx(11.0)
 
 
 class TestDocument:

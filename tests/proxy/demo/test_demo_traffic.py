@@ -70,17 +70,13 @@ async def client(server):
 
 
 def client_to(port: int, timeout_s: float = 10.0) -> Client:
-    async def dial() -> socket.socket:
-        sock = socket.socket()
-        sock.setblocking(False)
-        try:
-            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-        except OSError:
-            sock.close()
-            raise
-        return sock
+    return Client("test", plain_socket, ("127.0.0.1", port), host="origin.test", timeout_s=timeout_s)
 
-    return Client("test", dial, host="origin.test", timeout_s=timeout_s)
+
+def plain_socket() -> socket.socket:
+    made = socket.socket()
+    made.setblocking(False)
+    return made
 
 
 async def send(client: Client, count: int = 1) -> Series:
@@ -154,16 +150,41 @@ class TestClient:
         assert series.failed == 1
         assert "could not connect" in series.samples[0].failure
 
-    async def test_connections_are_bounded(self):
-        never = asyncio.get_running_loop().create_future()
-        client = Client("test", lambda: never, host="x", timeout_s=10.0)
-        series = Series()
-        for _ in range(CONNECTIONS_MAX + 1):
-            client.send(monotonic(), series)
-            await asyncio.sleep(0)
-        assert series.failures == {"no connection free": 1}
-        assert client.in_flight == CONNECTIONS_MAX
+    async def test_connections_are_bounded_and_the_rest_queues(self, server, client):
+        series = await send(client, 3 * CONNECTIONS_MAX)
+        assert series.failed == 0
+        assert server.connections == CONNECTIONS_MAX
+        assert server.requests == 3 * CONNECTIONS_MAX
+
+    async def test_what_queues_until_its_time_is_over_is_never_sent(self, server):
+        server.answer = None
+        client = client_to(server.port, timeout_s=0.1)
+        series = await send(client, CONNECTIONS_MAX + 5)
+        assert series.failed == CONNECTIONS_MAX + 5
+        assert server.requests <= CONNECTIONS_MAX
+        server.answer = ANSWER
+        assert (await send(client)).failed == 0
         client.close()
+
+    async def test_a_queued_request_gets_a_new_connection_when_one_closes(self, server, client):
+        server.answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        series = await send(client, CONNECTIONS_MAX + 5)
+        assert series.failed == 0
+        assert server.connections == CONNECTIONS_MAX + 5
+
+    async def test_prepared_sockets_are_used_first_and_closed_at_the_end(self, server):
+        made: list[socket.socket] = []
+
+        def make() -> socket.socket:
+            made.append(plain_socket())
+            return made[-1]
+
+        client = Client("test", make, ("127.0.0.1", server.port), host="x", timeout_s=10.0)
+        client.prepare(3)
+        assert (await send(client, 2)).failed == 0
+        assert len(made) == 3
+        client.close()
+        assert made[0].fileno() == -1
 
 
 class TestOpenLoop:

@@ -86,7 +86,7 @@ class Peer:
             for part in parts:
                 await self.loop.sock_sendall(self.sock, part)
                 if len(parts) > 1:
-                    await asyncio.sleep(0.002)
+                    await asyncio.sleep(0.0005)
 
     async def send_quietly(self, *parts: bytes) -> None:
         """Send; a peer that has closed is no fault."""
@@ -322,6 +322,21 @@ def raw(*parts: bytes, then: str = "keep", read_body: bool = True) -> Answer:
     return answer
 
 
+H = b"host: a.test\r\n"
+
+
+def request(method: bytes = b"GET", target: bytes = b"/", extra: bytes = b"", body: bytes = b"") -> bytes:
+    """A request for a.test."""
+    return b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method, target, H, extra, body)
+
+
+async def echo(peer: OriginPeer, got: Message) -> None:
+    """An answer with the request's body, and its method in `x-method`."""
+    body = await peer.body(got)
+    head = b"" if got.method == b"HEAD" else body
+    await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nx-method: %b\r\n\r\n%b" % (len(body), got.method, head))
+
+
 class Origin:
     """A listening socket whose connections follow `answer` (per request) or `accept` (the whole connection)."""
 
@@ -411,7 +426,7 @@ async def wait_for(condition: Callable[[], Any], wait: float = WAIT_S) -> None:
     deadline = loop.time() + wait
     while not condition():
         assert loop.time() < deadline, "the condition did not come true in time"
-        await asyncio.sleep(0.003)
+        await asyncio.sleep(0.001)
 
 
 class Log:

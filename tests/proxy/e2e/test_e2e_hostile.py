@@ -10,6 +10,7 @@ import datetime
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -345,6 +346,10 @@ async def test_a_response_may_have_less_time_than_connecting(start: Start, own_o
 # Connections that die.
 
 
+def disjoint(one: list[OriginPeer], other: list[OriginPeer]) -> bool:
+    return not any(peer in other for peer in one)
+
+
 RETRY = "{attempts: 2, budget: 100%}"
 
 
@@ -375,7 +380,7 @@ async def test_idle_connection_dies(start: Start, own_origin: Origin, how: str, 
         for peer in dying:
             getattr(peer, how)()
         if seen:
-            await wait_for(lambda dying=dying: not any(peer in own_origin.peers for peer in dying))
+            await wait_for(partial(disjoint, dying, own_origin.peers))
         answered = await client.ask(wire)
         assert answered.body == b"ok", answered.body
     await proxy.end_test()
@@ -433,7 +438,11 @@ async def test_accepts_and_ends(start: Start, own_origin: Origin, how: str) -> N
     await asyncio.sleep(0.3)
     assert own_origin.accepted - before < 20, "dials in a loop"
     own_origin.clear()
-    assert (await client.get()).body == b"ok"
+    for _ in range(5):  # a connection from before may still be among the warm ones
+        answered = await client.get()
+        if answered.status == 200:
+            break
+    assert answered.body == b"ok"
     await proxy.end_test()
 
 
@@ -473,26 +482,41 @@ async def test_nobody_accepts(start: Start) -> None:
     [raw(b"HTTP/1.1 503 Down\r\ncontent-length: 4\r\n\r\ndown"), raw(then="close"), raw(then="reset"), raw(b"garbage")],
     ids=["503", "close", "reset", "garbage"],
 )
-async def test_a_get_is_tried_again(start: Start, own_origin: Origin, origin: Origin, first: Answer) -> None:
+async def test_a_get_is_tried_again(start: Start, own_origin: Origin, first: Answer) -> None:
     async def answer(peer: OriginPeer, got: Message) -> None:
         await (raw(OK) if got.one(b"onetrip-attempt") else first)(peer, got)
 
-    own_origin.answer = origin.answer = answer
-    proxy = await start(config(own_origin.port, origin.port, retry=RETRY))
+    own_origin.answer = answer
+    proxy = await start(config(own_origin.port, retry=RETRY))
     client = await proxy.connect()
     for _ in range(4):
         assert (await client.get()).body == b"ok"
-    numbered = [got.one(b"onetrip-attempt") for got in origin.requests + own_origin.requests]
+    numbered = [g.one(b"onetrip-attempt") for g in own_origin.requests]
     assert sorted(numbered, key=bool) == [None] * 4 + [b"2"] * 4
     await proxy.end_test()
 
 
-async def test_a_post_is_not_sent_twice(start: Start, own_origin: Origin, origin: Origin) -> None:
-    own_origin.answer = origin.answer = raw(then="close")
-    proxy = await start(config(own_origin.port, origin.port, retry=RETRY))
+@pytest.mark.parametrize(
+    ("how", "used"),
+    [
+        ("close", False),
+        ("close", True),
+        ("half", False),
+        ("half", True),
+        ("reset", False),
+        ("reset", True),
+    ],
+)
+async def test_a_post_is_not_sent_twice(start: Start, own_origin: Origin, how: str, used: bool) -> None:
+    """The origin read it and then hung up: it may have acted on it, whether or not its kernel acknowledged it."""
+    proxy = await start(config(own_origin.port, retry=RETRY))
     client = await proxy.connect()
+    if used:
+        assert (await client.get()).status == 200
+    own_origin.answer = raw(then=how)
+    count = len(own_origin.requests)
     assert (await client.ask(POST)).status == 502
-    assert len(origin.requests) + len(own_origin.requests) == 1
+    assert len(own_origin.requests) == count + 1
     await proxy.end_test()
 
 

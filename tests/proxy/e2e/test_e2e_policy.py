@@ -228,7 +228,7 @@ async def test_abort_of_an_upload_that_is_stuck(start: Start, own_origin: Origin
             break
         await asyncio.sleep(0)
     client.reset()
-    await wait_for(lambda: proxy.listener.counters.in_flight == 0, 4)
+    await wait_for(lambda: proxy.listener.counters.in_flight == 0, 3)
     await proxy.end_test()
 
 
@@ -245,7 +245,7 @@ async def test_abort_of_pipelined_requests(start: Start, own_origin: Origin) -> 
     await own_origin.request()
     await asyncio.sleep(0.05)
     client.reset()
-    await wait_for(lambda: proxy.listener.counters.in_flight == 0, 4)
+    await wait_for(lambda: proxy.listener.counters.in_flight == 0, 3)
     await proxy.end_test()
 
 

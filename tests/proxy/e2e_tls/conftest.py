@@ -8,7 +8,8 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from ..e2e.harness import Proxy
+from tests.proxy.e2e.harness import Proxy
+
 from .tls_harness import Files, TlsClient, TlsOrigin
 
 

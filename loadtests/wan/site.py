@@ -1,0 +1,212 @@
+"""The scene: three regions in the lab with their origins, and one proxy at a time inside home.
+
+Nothing of one proxy is left for the next: paths and origins are as at the start, the kernel keeps no metrics of earlier
+connections (but Fast Open's cookies, as on any machine).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from loadtests.lab import SERVER_NAME, Lab, Origin
+from loadtests.lab.behaviour import Behaviour
+from loadtests.lab.lab import Mode
+from loadtests.lab.path import PathSettings
+from loadtests.peers.process import Program, free_port
+from loadtests.peers.wiring import Unavailable
+
+from .load import Client
+from .place import Contender, Place
+
+REGIONS: Final = {"us": 60.0, "eu": 80.0, "ap": 150.0}
+"""Round trips from home in milliseconds, the nearest first."""
+NEAREST: Final = "us"
+SECOND: Final = "eu"
+PORT: Final = 8080
+ADMIN_PORT: Final = 9901
+READY_WITHIN_S: Final = 20.0
+_POLL_S: Final = 0.01
+_GRACE_S: Final = 3.0
+_FETCH_WITHIN_S: Final = 1.0
+_SYSCTLS: Final = {"net.ipv4.tcp_no_metrics_save": "1"}
+
+
+class _Running(Program):
+    """A program that runs in home."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone."""
+        return self._process.poll() is not None
+
+    def end(self, number: signal.Signals) -> None:
+        """Let it finish what it has; stop it where that takes too long."""
+        if not self.ended:
+            self._process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE_S)
+        self.stop()
+
+
+class Proxy:
+    """A contender in its place."""
+
+    def __init__(self, site: Site, contender: Contender, place: Place) -> None:
+        self._site = site
+        self.contender = contender
+        self.place = place
+        self.program: _Running | None = None
+        self.started_in_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Proxy {self.contender.name} {self.program!r}>"
+
+    async def start(self) -> float:
+        """Start it; the seconds until it said that it was ready. Raises Unavailable where it does not come up."""
+        place, contender = self.place, self.contender
+        config = place.directory / contender.config_name
+        config.write_text(contender.config(place))
+        command = [*self._site.lab.command_prefix(), *contender.peer.command(config)]
+        stdout = place.access_log if contender.name.startswith("haproxy") else place.directory / "stdout.log"
+        began = monotonic()
+        self.program = await asyncio.to_thread(
+            _Running, contender.name, command, place.directory, self._site.core, stdout
+        )
+        while not await self._ready():
+            if self.program.ended:
+                raise Unavailable(f"did not start: {self.program.complaint()}")
+            if monotonic() - began > READY_WITHIN_S:
+                raise Unavailable(f"was not ready within {READY_WITHIN_S:g} s: {self.program.complaint()}")
+            await asyncio.sleep(_POLL_S)
+        self.started_in_s = monotonic() - began
+        return self.started_in_s
+
+    async def _ready(self) -> bool:
+        contender = self.contender
+        if not contender.ready_path:
+            try:
+                (await self._site.dial(self.place.port)).close()
+            except OSError:
+                return False
+            return True
+        status, _ = await self._site.fetch(self.place.admin_port, contender.ready_path)
+        return status == 200
+
+    async def stop(self) -> None:
+        """Let requests under way finish, then end it."""
+        program, self.program = self.program, None
+        if program is not None:
+            await self._keep_stats()
+            await asyncio.to_thread(program.end, self.contender.stop_signal)
+
+    async def _keep_stats(self) -> None:
+        path = self.contender.stats_path
+        if path:
+            _, text = await self._site.fetch(self.place.admin_port, path)
+            await asyncio.to_thread((self.place.directory / "stats.txt").write_bytes, text)
+
+    def client(self) -> Client:
+        """A client in home that sends to it."""
+        return self._site.client(self.place.port)
+
+
+class Site:
+    """The lab with an origin in each region."""
+
+    def __init__(self, lab: Lab, origins: dict[str, Origin], directory: Path, core: int) -> None:
+        self.lab = lab
+        self.origins = origins
+        self.directory = directory
+        self.core = core
+
+    def __repr__(self) -> str:
+        return f"<Site {self.lab!r}>"
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, directory: Path, *, mode: Mode = "netns", core: int = 1) -> AsyncIterator[Site]:
+        """Open the lab and start the origins. Raises LabError."""
+        async with AsyncExitStack() as stack:
+            lab = await stack.enter_async_context(Lab.open(mode=mode, regions=REGIONS, sysctls=_SYSCTLS))
+            lab.ca  # noqa: B018 - made before the origins ask for it, all at once
+            origins = await asyncio.gather(
+                *(lab.origin(name, tls=True, h2=True, tls_version="1.3", fast_open=True) for name in REGIONS)
+            )
+            _prepare(directory, lab.ca.certificate)
+            yield cls(lab, dict(zip(REGIONS, origins, strict=True)), directory, core)
+
+    @asynccontextmanager
+    async def proxy(self, contender: Contender, scenario: str, only: str = "") -> AsyncIterator[Proxy]:
+        """A proxy that is not started yet, with a directory of its own; stopped at the end. `only`: one region."""
+        directory = self.directory / f"{scenario}-{contender.name}"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        regions = {name: self.lab.address(name) for name in REGIONS if only in ("", name)}
+        place = Place(*self._ports(), directory, self.directory / "ca.pem", SERVER_NAME, regions)
+        proxy = Proxy(self, contender, place)
+        try:
+            yield proxy
+        finally:
+            await proxy.stop()
+            await self.restore()
+
+    def _ports(self) -> tuple[int, int]:
+        """Listener and admin: in home nobody else is; on this machine's loopback somebody might be."""
+        return (PORT, ADMIN_PORT) if self.lab.mode == "netns" else (free_port(), free_port())
+
+    async def restore(self) -> None:
+        """Paths and origins as they were at the start."""
+        settings = {name: getattr(PathSettings(), name) for name in ("loss", "blackhole", "jitter_ms")}
+        for name, rtt_ms in REGIONS.items():
+            await self.lab.path(name).set(rtt_ms=rtt_ms, **settings)
+            await self.origins[name].set(**Behaviour().values())
+
+    async def requests(self) -> dict[str, float]:
+        """Requests that have reached each region's origin so far, health checks left out."""
+        counters = {name: await origin.counters() for name, origin in self.origins.items()}
+        return {name: figures["requests"] - figures.get("health_checks", 0.0) for name, figures in counters.items()}
+
+    async def dial(self, port: int) -> socket.socket:
+        """A connected socket in home. Raises OSError."""
+        made = self.lab.socket()
+        try:
+            await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", port))
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def client(self, port: int) -> Client:
+        """A client in home."""
+        return Client(lambda: self.dial(port), SERVER_NAME)
+
+    async def fetch(self, port: int, path: str) -> tuple[int, bytes]:
+        """A GET on an address in home: status and everything after the head; (0, b"") where nobody answers in time."""
+        try:
+            async with asyncio.timeout(_FETCH_WITHIN_S):
+                reader, writer = await asyncio.open_connection(sock=await self.dial(port))
+                try:
+                    writer.write(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
+                    answer = await reader.read()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return 0, b""
+        head, _, body = answer.partition(b"\r\n\r\n")
+        words = head.split(None, 2)
+        return (int(words[1]), body) if len(words) > 1 and words[1].isdigit() else (0, b"")
+
+
+def _prepare(directory: Path, ca: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o755)  # started by root, nginx's workers are nobody
+    shutil.copyfile(ca, directory / "ca.pem")
