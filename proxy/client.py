@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """Where a connection to an endpoint stands. APART: its owner uses it alone (health checks), the pool never sees it."""
+    """Where a connection to an endpoint stands. APART: its owner uses it alone (health checks), no pool sees it."""
 
     CONNECTING = "connecting"
     READY = "ready"

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .upstream import UpstreamRuntime
 
 REPLAY_BYTES: Final = 64 * 1024
+HEDGE_AGAIN_S: Final = 0.05
 SAFE_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 RETRIED_STATUSES: Final = frozenset((425, 502, 503, 504))
 
@@ -525,6 +526,7 @@ class Exchange(StreamHandler):
             return
         if not balancer.take_hedge(now, self.budget):
             self.upstream.counters.hedges["denied"] += 1
+            self.hedge_at = now + HEDGE_AGAIN_S  # requests earn the budget back
             return
         self.hedged = True
         hedge = Attempt(self, target, len(self.tried) + 1, True, now)
@@ -534,7 +536,7 @@ class Exchange(StreamHandler):
         self._try(hedge, now)
 
     def rescue(self, region: RegionState, now: float) -> None:
-        """The region that this request waits for has been drained: try elsewhere at once, beside what may still come."""
+        """The region that this request waits for has been drained: try elsewhere too, at once."""
         if self.state is not _TRYING or not self.request_end or self.switching or self.route.retry is None:
             return
         if not (self.bodyless or self.replay is not None):

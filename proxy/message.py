@@ -216,7 +216,7 @@ class GoAway:
 
 
 class LimitsChanged:
-    """Client role: what the peer allows (`Codec.stream_limit`, `Codec.upgrades`) is known now, or another than before."""
+    """Client role: what the peer allows (`Codec.stream_limit`, `Codec.upgrades`) is known now, or has changed."""
 
     __slots__ = ()
 

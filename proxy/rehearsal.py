@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from .client import ClientConnection
+from .codec.h2 import H2Limits, H2ServerCodec
 from .listener import Listener, ServerConnection
+from .message import HeadersReceived, ResponseHead
 
 if TYPE_CHECKING:
     from routing.model import Route
@@ -27,14 +29,19 @@ _ANSWER: Final = (
 
 
 class Nowhere:
-    """A transport whose peer does not exist; `written` tells that something was sent."""
+    """A transport whose peer does not exist; `written` is what was sent."""
 
     def __init__(self) -> None:
-        self.written = False
+        self.written = b""
 
     def write(self, data: bytes) -> None:
         """Gone."""
-        self.written = True
+        self.written += data
+
+    def take(self) -> bytes:
+        """What was sent since the last call."""
+        data, self.written = self.written, b""
+        return data
 
     def get_extra_info(self, name: str) -> Any:
         """The peer's name, where asked for."""
@@ -69,7 +76,7 @@ def rehearse(listener: Listener, upstream: UpstreamRuntime, route: Route) -> int
     answered.
     """
     pool = upstream.pools[0]
-    connections: list[tuple[ClientConnection, Nowhere]] = []
+    connections: list[tuple[ClientConnection, Nowhere, H2ServerCodec | None]] = []
     for _ in range(pool.settings.warm + 1):  # so many that lending one asks for no dial
         connection = ClientConnection(upstream.turn, pool, None)
         transport = Nowhere()
@@ -77,15 +84,25 @@ def rehearse(listener: Listener, upstream: UpstreamRuntime, route: Route) -> int
         connection.expires = float("inf")
         pool.connections.add(connection)
         pool.release(connection)
-        connections.append((connection, transport))
+        connections.append((connection, transport, H2ServerCodec(H2Limits()) if connection.codec.multiplexed else None))
     listener.route((route,), {route.upstream: upstream}, warm=False)
     client: ServerConnection = listener.accept()
     client.connection_made(Nowhere())  # type: ignore[arg-type]
     for _ in range(ROUNDS):
         client.data_received(_REQUEST)
-        for connection, transport in connections:
-            if transport.written:
-                transport.written = False
-                connection.data_received(_ANSWER)
+        for connection, transport, origin in connections:
+            sent = transport.take()
+            if sent:
+                connection.data_received(_answer(origin, sent) if origin is not None else _ANSWER)
     listener.timers.cancel(client)
     return sum(listener.counters.codes.values())
+
+
+def _answer(origin: H2ServerCodec, sent: bytes) -> bytes:
+    """What an origin that speaks HTTP/2 says to that."""
+    for event in origin.receive(sent):
+        if isinstance(event, HeadersReceived):
+            head = ResponseHead(200, [(b"content-type", b"text/plain")], {}, content_length=2)
+            origin.send_headers(event.stream_id, head, False)
+            origin.send_data(event.stream_id, b"ok", True)
+    return origin.data_to_send()

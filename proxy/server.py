@@ -232,7 +232,11 @@ class Program:
         self.stopping = True
         listening.notify_systemd("STOPPING=1")
         shutdown = self.config.shutdown
-        cut = await self.drain_workers(shutdown.settle, shutdown.deadline)
+        if shutdown.settle:
+            await asyncio.sleep(shutdown.settle)
+        # The workers close their copies; while ours were open the kernel would go on completing handshakes for nobody.
+        listening.close_all(sock for name, sock in self.sockets.items() if name != listening.ADMIN)
+        cut = await self.drain_workers(0.0, shutdown.deadline)
         if cut:
             self.exit_code = EXIT_CUT
             self.log.warning("stopped", connections_cut=cut)

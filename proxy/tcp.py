@@ -382,7 +382,7 @@ class Connection:
         transport.close()
 
     def break_off(self) -> None:
-        """Close with a reset, so that the peer can't take the end for an orderly one; what was sent before it stands."""
+        """Close with a reset, which can't be taken for an orderly end; what was sent before it stands."""
         transport = self.transport
         if transport is not None and not transport.is_closing():
             self.flush()

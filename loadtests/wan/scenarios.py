@@ -48,7 +48,8 @@ class Pace:
     """Durations in seconds, rates a second, repetitions."""
 
     starts: int = 3
-    warm_up: float = 4.0
+    warm_up: float = 10.0  # a proxy in use knows its regions and has earned its budgets
+    trickle: float = 2.0
     steady: float = 15.0
     tail: float = 30.0
     idle: float = 8.0
@@ -64,7 +65,17 @@ class Pace:
 
 
 QUICK: Final = Pace(
-    starts=1, warm_up=1.5, steady=3.0, tail=5.0, idle=1.5, long_idle=3.0, fault=3.0, loss=4.0, after=1.0, back=10.0
+    starts=1,
+    warm_up=2.0,
+    trickle=0.8,
+    steady=3.0,
+    tail=5.0,
+    idle=1.5,
+    long_idle=3.0,
+    fault=3.0,
+    loss=4.0,
+    after=1.0,
+    back=10.0,
 )
 
 
@@ -145,7 +156,7 @@ async def restart(run: Run) -> None:
     client = await run.started(1)
     first = await _first(client)
     load = OpenLoop(client, [Rate(run.pace.rate / 2)])
-    await asyncio.sleep(run.pace.warm_up / 2)
+    await asyncio.sleep(run.pace.trickle)
     await run.proxy.stop()
     await run.proxy.start()
     await asyncio.sleep(run.pace.after)
@@ -160,7 +171,7 @@ async def _idle(run: Run, idle_s: float, origin_keeps_s: float) -> None:
         await origin.set(close_idle_s=origin_keeps_s)
     client = await run.started(1)
     load = OpenLoop(client, [Rate(10)])
-    await asyncio.sleep(run.pace.warm_up / 2)
+    await asyncio.sleep(run.pace.trickle)
     await load.stop()
     await asyncio.sleep(idle_s)
     run.figures = await _first(client)
@@ -183,7 +194,7 @@ async def bursts(run: Run) -> None:
     for _ in range(run.pace.starts):
         client = await run.started(run.pace.burst)
         load = OpenLoop(client, [Rate(5)])
-        await asyncio.sleep(run.pace.warm_up / 2)
+        await asyncio.sleep(run.pace.trickle)
         await load.stop()
         await asyncio.sleep(0.5)
         run.samples = await burst(client, run.pace.burst)

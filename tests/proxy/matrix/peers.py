@@ -203,6 +203,7 @@ class H2Peer:
             client=bool(self.conn.config.client_side), initial_values={**dict(self.conn.local_settings), **values}
         )
         self.conn.initiate_connection()
+        self.conn.increment_flow_control_window((16 << 20) - 65535)  # one stream must not stand for all
         await self.flush()
         self.spawn(self._pump())
 
