@@ -22,6 +22,7 @@ from typing import Final
 import uvloop
 
 from .lab import LabError
+from .lab.scheduling import MEASURING, hurry
 from .peers.report import machine, text_table
 from .peers.wiring import Unavailable, open_files_max
 from .wan import evaluate
@@ -201,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     pace = QUICK if options.quick else Pace()
     rounds = options.rounds or (1 if options.quick else 3)
     open_files_max()
+    hurry(MEASURING)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything started is stopped
     options.out.mkdir(parents=True, exist_ok=True)
     try:

@@ -136,9 +136,14 @@ class Program:
             wanted = (*change.listeners_added, *change.listeners_rebound)
             fresh: dict[str, socket.socket] = {}
             try:
+                before = {self.config.listener(name).address: name for name in change.listeners_removed}
                 for name in wanted:
                     listener = config.listener(name)
-                    fresh[name] = listening.bind(listener.address, listener.fast_open)
+                    renamed = before.get(listener.address)
+                    if renamed is not None and listener.address.port != 0:
+                        fresh[name] = self.sockets[renamed].dup()
+                    else:
+                        fresh[name] = listening.bind(listener.address, listener.fast_open)
                 restart = await self.apply(config, fresh)
             except BaseException:
                 listening.close_all(fresh.values())

@@ -68,7 +68,7 @@ def _upstream(name: str, upstream: dict[str, Any]) -> Table:
         "opened",
         "reused",
     ):
-        table.add_column(column, justify="left" if column in left else "right")
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     for region in upstream["regions"]:
         state = region["state"]
         first = True
@@ -92,8 +92,6 @@ def _upstream(name: str, upstream: dict[str, Any]) -> Table:
                 opened,
                 str(pool["reused"]),
             )
-            if "last_error" in endpoint:
-                table.add_row(*[""] * 7, Text(endpoint["last_error"], style="red"), "", "", "", "")
             first = False
     return table
 
@@ -103,12 +101,19 @@ def render_status(status: dict[str, Any]) -> Group:
     parts: list[Any] = [_header(status), Text(), _listeners(status)]
     for name, upstream in status.get("upstreams", {}).items():
         parts += [Text(), _upstream(name, upstream)]
+        for region in upstream["regions"]:
+            for endpoint in region["endpoints"]:
+                if "last_error" in endpoint:
+                    parts.append(Text(f"  {region['region']}: {endpoint['last_error']}", style="red"))
     return Group(*parts)
 
 
 def print_status(status: dict[str, Any]) -> None:
-    """Once."""
-    Console().print(render_status(status))
+    """Once. Where there is no terminal, lines are as long as they need to be."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(render_status(status))
 
 
 def run_top(ask: Callable[[], dict[str, Any]], interval_s: float) -> None:

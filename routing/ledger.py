@@ -139,9 +139,18 @@ class Ledger:
         """A dial's phase ended: `tcp` (one round trip) or `tls`."""
         if not ok:
             ep.outlier.fail(now, handshake=True)
-            self._bad(ep.region, now, "connect_failed" if phase == "tcp" else "handshake_failed")
+            if not self._others_connect(ep):
+                self._bad(ep.region, now, "connect_failed" if phase == "tcp" else "handshake_failed")
         elif phase == "tcp":
             self.observe_rtt(ep, now, elapsed)
+
+    @staticmethod
+    def _others_connect(ep: EndpointState) -> bool:
+        """Whether another endpoint of the region can be reached: then the fault is the endpoint's, not the region's."""
+        return any(
+            other is not ep and other.outlier.state is OutlierState.OK and not other.outlier.handshakes and other.ready
+            for other in ep.region.endpoints
+        )
 
     def observe_probe(self, ep: EndpointState, now: float, ok: bool, elapsed: float) -> None:
         """An active check, or a probe that `probes_wanted` asked for, ended."""

@@ -7,6 +7,7 @@ connections (but Fast Open's cookies, as on any machine).
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from loadtests.lab import SERVER_NAME, Lab, Origin
 from loadtests.lab.behaviour import Behaviour
 from loadtests.lab.lab import Mode
 from loadtests.lab.path import PathSettings
+from loadtests.lab.scheduling import MEASURING, hurry
 from loadtests.peers.process import Program, free_port
 from loadtests.peers.wiring import Unavailable
 
@@ -75,7 +77,7 @@ class Proxy:
         place, contender = self.place, self.contender
         config = place.directory / contender.config_name
         config.write_text(contender.config(place))
-        command = [*self._site.lab.command_prefix(), *contender.peer.command(config)]
+        command = [*self._site.lab.command_prefix(), *_hurried(), *contender.peer.command(config)]
         stdout = place.access_log if contender.name.startswith("haproxy") else place.directory / "stdout.log"
         began = monotonic()
         self.program = await asyncio.to_thread(
@@ -141,6 +143,9 @@ class Site:
             origins = await asyncio.gather(
                 *(lab.origin(name, tls=True, h2=True, tls_version="1.3", fast_open=True) for name in REGIONS)
             )
+            for origin in origins:
+                for pid in origin.pids:
+                    hurry(MEASURING, pid)
             _prepare(directory, lab.ca.certificate)
             yield cls(lab, dict(zip(REGIONS, origins, strict=True)), directory, core)
 
@@ -204,6 +209,17 @@ class Site:
         head, _, body = answer.partition(b"\r\n\r\n")
         words = head.split(None, 2)
         return (int(words[1]), body) if len(words) > 1 and words[1].isdigit() else (0, b"")
+
+
+def _hurried() -> list[str]:
+    """What starts a program with a real-time priority that its threads and workers inherit: nothing where it may not.
+
+    The proxies, the origins and the load get the same: what else the machine does is nobody's latency.
+    """
+    chrt = shutil.which("chrt")
+    if chrt is None or os.geteuid():
+        return []
+    return [chrt, "--fifo", str(MEASURING)]
 
 
 def _prepare(directory: Path, ca: Path) -> None:
