@@ -76,7 +76,7 @@ class Conductor:
 
     def _open_stage(self) -> None:
         options: Any = self.environment.parsed_options
-        if options is None or not options.lab:
+        if options is None or not options.lab or options.host:
             return
         try:
             self.stage = Stage(options.lab)
@@ -145,7 +145,10 @@ def add_arguments(parser: ArgumentParser, **_: Any) -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="length (default: the scenario's own)")
     hidden: dict[str, Any] = {"include_in_web_ui": False}  # Locust's parser knows it, argparse's does not
     parser.add_argument(
-        "--lab", choices=("auto", "netns", "loopback"), help="open the WAN lab with onetrip in it", **hidden
+        "--lab",
+        choices=("auto", "netns", "loopback"),
+        help="open the WAN lab with onetrip in it (unless --host says where to)",
+        **hidden,
     )
     parser.add_argument("--faults-by", metavar="CMD", help="run CMD with the lab's words to make a fault", **hidden)
     parser.add_argument("--timeline", metavar="FILE", help="write the chart with the faults as HTML", **hidden)

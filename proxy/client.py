@@ -312,6 +312,15 @@ class ClientConnection(Connection):
         sent = tcp_bytes_sent(socket_of(self.transport))
         return 0 <= sent <= self.request_offset
 
+    def touch(self) -> None:
+        """There is something to send. A connection that several requests share waits for the others of this moment."""
+        if not self.dirty:
+            self.dirty = True
+            if len(self.streams) > 1:
+                self.turn.add_later(self)
+            else:
+                self.turn.add(self)
+
     def flush(self) -> None:
         """As `Connection.flush`, counting bytes."""
         self.dirty = False
@@ -366,6 +375,8 @@ class ClientConnection(Connection):
         """Start a request."""
         stream_id = self.codec.open_stream()
         stream = ConnectionStream(self, stream_id, handler)
+        if not self.streams:
+            self.unanswered_since = 0.0  # what was sent between requests (acknowledgements) is answered by nobody
         self.streams[stream_id] = stream
         self.uses += 1
         self.request_offset = self.bytes_sent

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from .client import ClientConnection
+from .codec import huffman
 from .codec.h2 import H2Limits, H2ServerCodec
 from .listener import Listener, ServerConnection
 from .message import HeadersReceived, ResponseHead
@@ -75,6 +76,7 @@ def rehearse(listener: Listener, upstream: UpstreamRuntime, route: Route) -> int
     """Serve a few requests from `listener` to `upstream`, neither of which serves anybody else. Returns how many were
     answered.
     """
+    huffman.prepare()
     pool = upstream.pools[0]
     connections: list[tuple[ClientConnection, Nowhere, H2ServerCodec | None]] = []
     for _ in range(pool.settings.warm + 1):  # so many that lending one asks for no dial

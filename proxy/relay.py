@@ -17,7 +17,6 @@ Each direction is a `Flow`: read from one end, write to the other. Rules:
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import socket
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from tlscache.engine import State as TLSState
 
+from . import pipe as pipes
 from .reactor import READ, UNWATCHED, WRITE
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from tlscache.engine import TLSEngine
 
+    from .pipe import Pipe
     from .reactor import Reactor
 
 BUFFER_BYTES: Final = 256 * 1024
@@ -41,14 +42,9 @@ SPLICE_FROM_BYTES: Final = 64 * 1024
 """A read of at least this much: the next one is spliced."""
 SPLICE_BELOW_BYTES: Final = 16 * 1024
 """A splice of less than this: the next read is copied again (one call fewer)."""
-PIPE_BYTES: Final = 1024 * 1024
-PIPE_BYTES_MIN: Final = 128 * 1024
-PIPES_KEPT: Final = 16
 HELD_BYTES_MAX: Final = 1024 * 1024
 """Beyond what one read leaves, only TLS's own messages are added to what is held. Past this the relay breaks."""
 LAST_READS_MAX: Final = 16
-_F_SETPIPE_SZ: Final = 1031
-_F_GETPIPE_SZ: Final = 1032
 _SPLICE_FLAGS: Final = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 _READABLE: Final = READ | select.EPOLLHUP
 _WRITABLE: Final = WRITE | select.EPOLLHUP
@@ -56,7 +52,6 @@ _RESET_ON_CLOSE: Final = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 
 _buffer = bytearray(BUFFER_BYTES)
 _view = memoryview(_buffer)
-_pipes: list[tuple[int, int]] = []
 
 
 class State(Enum):
@@ -65,37 +60,6 @@ class State(Enum):
     OPEN = "open"
     BREAKING = "breaking"
     CLOSED = "closed"
-
-
-def _take_pipe() -> tuple[int, int] | None:
-    """An empty pipe; None where there is none worth having: descriptors, or the user's share of pipe memory, are
-    spent.
-    """
-    if _pipes:
-        return _pipes.pop()
-    try:
-        pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with suppress(OSError):
-        fcntl.fcntl(pipe[1], _F_SETPIPE_SZ, PIPE_BYTES)
-    if fcntl.fcntl(pipe[1], _F_GETPIPE_SZ) < PIPE_BYTES_MIN:
-        _close_pipe(pipe)
-        return None
-    return pipe
-
-
-def _give_pipe(pipe: tuple[int, int]) -> None:
-    """Back, empty."""
-    if len(_pipes) < PIPES_KEPT:
-        _pipes.append(pipe)
-    else:
-        _close_pipe(pipe)
-
-
-def _close_pipe(pipe: tuple[int, int]) -> None:
-    os.close(pipe[0])
-    os.close(pipe[1])
 
 
 class End:
@@ -127,7 +91,7 @@ class Flow:
         self.waiting = False
         self.held: bytes | memoryview = b""
         self.bulk = False
-        self.pipe: tuple[int, int] | None = None
+        self.pipe: Pipe | None = None
         self.piped = 0
 
 
@@ -237,21 +201,21 @@ class Relay:
 
     def _splice(self, flow: Flow) -> bool:
         """Move bytes through a pipe. False: there is no pipe to be had, or the kernel can't do it here."""
-        pipe = _take_pipe()
+        pipe = pipes.take()
         if pipe is None:
             flow.bulk = False
             return False
         source = flow.source
         try:
-            size = os.splice(source.fd, pipe[1], PIPE_BYTES, flags=_SPLICE_FLAGS)
+            size = os.splice(source.fd, pipe[1], pipes.PIPE_BYTES, flags=_SPLICE_FLAGS)
         except OSError as error:
-            _give_pipe(pipe)
+            pipes.give(pipe)
             if error.errno in (errno.EINVAL, errno.ENOSYS):
                 flow.bulk = False
                 return False
             raise
         if not size:
-            _give_pipe(pipe)
+            pipes.give(pipe)
             source.read_eof = True
             self._pass_eof(flow)
             return True
@@ -276,7 +240,7 @@ class Relay:
             return
         flow.pipe = None
         flow.waiting = False
-        _give_pipe(pipe)
+        pipes.give(pipe)
 
     def _pump_tls(self, flow: Flow) -> None:
         source = flow.source
@@ -414,7 +378,7 @@ class Relay:
             end.sock.close()
         for flow in (self.up, self.down):
             if flow.pipe is not None:
-                _close_pipe(flow.pipe)
+                pipes.close(flow.pipe)
                 flow.pipe = None
         on_closed, self._on_closed = self._on_closed, None
         if on_closed is not None:

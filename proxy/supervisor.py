@@ -264,7 +264,6 @@ class Supervisor(Program):
 
     async def drain_workers(self, settle_s: float, deadline_s: float) -> int:
         """Every worker drains; the last one's end is ours."""
-        self.background.start(self._stop_listening(settle_s), "stop listening")
         question = {"do": "stop", "settle_s": settle_s, "deadline_s": deadline_s}
         children = list(self._children.values())
         answers = await asyncio.gather(*(child.ask(question, settle_s + deadline_s + 10.0) for child in children))
@@ -275,11 +274,6 @@ class Supervisor(Program):
                     await self._all_gone.wait()
         self.stop_now()
         return cut
-
-    async def _stop_listening(self, settle_s: float) -> None:
-        """The workers close their listening sockets then; while ours are open, clients would still get in."""
-        await asyncio.sleep(settle_s)
-        listening.close_all(sock for name, sock in self.sockets.items() if name != listening.ADMIN)
 
     def stop_now(self) -> None:
         """End what is left of the workers."""

@@ -389,7 +389,9 @@ def server_contexts(config: Config, kept: dict[str, ServerContext] | None = None
         pairs = tuple(CertificatePair(str(pair.certificate), str(pair.key)) for pair in section.tls.certificates)
         alpn = (b"h2", b"http/1.1") if section.protocol == "http" else ()
         early = section.tls.early_data
-        settings = ServerSettings(pairs, _text(section.tls.client_ca), alpn, early_data=early)
+        settings = ServerSettings(
+            pairs, _text(section.tls.client_ca), alpn, early_data=early, min_version=section.tls.min_version
+        )
         contexts[section.name] = ServerContext(settings, replay_register=ReplayRegister() if early else None)
     return contexts
 

@@ -84,7 +84,8 @@ class CertificatePair:
 class ServerSettings:
     """How to serve. The first certificate is the default, for clients whose server name fits none (or that send none).
 
-    `alpn` is in the order of our preference. With `client_ca` clients must present a certificate that it vouches for.
+    `min_version` is "1.2" or "1.3". `alpn` is in the order of our preference. With `client_ca` clients must present a
+    certificate that it vouches for.
     """
 
     certificates: tuple[CertificatePair, ...]
@@ -92,6 +93,7 @@ class ServerSettings:
     alpn: tuple[bytes, ...] = ()
     early_data: bool = False
     groups: str | None = None
+    min_version: str = "1.2"
 
 
 def _new_context(method: Any, groups: str | None) -> Any:
@@ -302,6 +304,8 @@ class ServerContext:
     def _new_handle(self, trust: Trust | None, identity: Identity | None, path: str) -> Any:
         settings = self.settings
         context = _new_context(lib.TLS_server_method(), settings.groups)
+        if settings.min_version == "1.3":
+            lib.SSL_CTX_set_min_proto_version(context, lib.TLS1_3_VERSION)
         lib.SSL_CTX_set_timeout(context, TICKET_LIFETIME_S)
         # A client that proved nothing must not resume into a listener that wants proof, nor one of another CA.
         session_context = hashlib.sha256(b"onetrip" + (b"" if trust is None else trust.digest)).digest()

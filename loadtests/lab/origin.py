@@ -106,7 +106,16 @@ class Origin:
     def counters(self) -> dict[str, float]:
         """Events since the start; `connections_open` now; `cpu_s` of the process."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        names = ("connections", "handshakes_full", "handshakes_resumed", "early", "resets", "hangs", "cancelled")
+        names = (
+            "connections",
+            "handshakes_full",
+            "handshakes_resumed",
+            "early",
+            "resets",
+            "hangs",
+            "cancelled",
+            "health_checks",
+        )
         return {
             "requests": self._requests,
             **{name: self._counts[name] for name in names},
@@ -138,6 +147,8 @@ class Origin:
     def arrived(self, request: Request) -> None:
         """A request is complete."""
         self._requests += 1
+        if request.path == b"/healthz":
+            self._counts["health_checks"] += 1
         if (b"early-data", b"1") in request.fields:
             self._counts["early"] += 1
 

@@ -12,6 +12,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
+import h2.settings
 
 from .behaviour import Outcome
 from .origin_app import Request, extra_delay_s, respond
@@ -39,7 +40,14 @@ class H2Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         self._origin.opened(self, self._transport)
-        self._h2.local_settings.initial_window_size = _STREAM_WINDOW
+        # Given at the start they hold at once; set later they would only be announced.
+        self._h2.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 1000,
+            },
+        )
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(_CONNECTION_WINDOW - 65535)
         self._flush()
@@ -72,7 +80,11 @@ class H2Connection(asyncio.Protocol):
             self._flush()
             self._transport.close()
             return
+        # A request and its reset in one read (sent again after a black hole): the library has forgotten the stream.
+        gone = {event.stream_id for event in events if isinstance(event, h2.events.StreamReset)}
         for event in events:
+            if isinstance(event, h2.events.StreamEnded) and event.stream_id in gone:
+                continue
             if not self._closed:
                 self._handle(event)
         self._flush()

@@ -62,6 +62,7 @@ upstreams:
 {regions}
     # HTTP/1.1 has one request on a connection: in every region enough ready ones for a burst of {burst}, and no more.
     pool: {{warm: {warm}, max_connections: {warm}}}
+    health: {{path: /healthz, interval: 500ms, timeout: 500ms}}
     drain: {{hold: {hold:g}s, ramp: {ramp:g}s}}  # the defaults are 10s and 30s, and nobody wants to watch that
 
 admin: {{address: "{admin}"}}

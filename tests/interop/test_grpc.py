@@ -103,7 +103,9 @@ class Server:
     unary: Callable[[bytes, Any], bytes] = lambda request, context: request
     down: Callable[[bytes, Any], Iterator[bytes]] = lambda request, context: (request * n for n in range(1, 50))
     up: Callable[[Iterator[bytes], Any], bytes] = lambda requests, context: b"".join(requests)
-    both: Callable[[Iterator[bytes], Any], Iterator[bytes]] = lambda requests, context: (b"<" + r + b">" for r in requests)
+    both: Callable[[Iterator[bytes], Any], Iterator[bytes]] = lambda requests, context: (
+        b"<" + r + b">" for r in requests
+    )
     serving: int = 1
     calls: list[dict[str, str]] = field(default_factory=list)
     port: int = 0

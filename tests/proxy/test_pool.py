@@ -100,9 +100,7 @@ Start = Callable[..., Awaitable[Rig]]
 async def start() -> AsyncIterator[Start]:
     rigs: list[Rig] = []
 
-    async def make(
-        version: str, *, warm: int = 2, max_connections: int = 8, limit: int = 0, dead: bool = False
-    ) -> Rig:
+    async def make(version: str, *, warm: int = 2, max_connections: int = 8, limit: int = 0, dead: bool = False) -> Rig:
         origin = Origin(version, None)
         if limit:
             origin.settings = {"max_concurrent_streams": limit}
@@ -134,7 +132,14 @@ async def start() -> AsyncIterator[Start]:
 
 @pytest.mark.parametrize(
     ("busy", "rise_per_s", "dial_s", "expected"),
-    [(0, 0.0, 0.3, 2), (5, 0.0, 0.3, 7), (5, 100.0, 0.3, 37), (5, -100.0, 0.3, 7), (127, 0.0, 0.3, 128), (0, 1.0, 0.1, 3)],
+    [
+        (0, 0.0, 0.3, 2),
+        (5, 0.0, 0.3, 7),
+        (5, 100.0, 0.3, 37),
+        (5, -100.0, 0.3, 7),
+        (127, 0.0, 0.3, 128),
+        (0, 1.0, 0.1, 3),
+    ],
 )
 def test_target_size(busy: int, rise_per_s: float, dial_s: float, expected: int) -> None:
     assert target_size(busy, rise_per_s, dial_s, PoolSettings(warm=2, max_connections=128)) == expected
@@ -162,14 +167,13 @@ async def test_one_that_is_lent_out_is_replaced(start: Start) -> None:
 async def test_the_youngest_is_used_first(start: Start) -> None:
     rig = await start("h1", warm=2)
     rig.go_on.set()
-    oldest, youngest = rig.pool.idle
-    for _ in range(3):
+    for _ in range(5):
+        await wait_for(lambda: not rig.pool.dialling and not rig.pool.busy)
+        standing = list(rig.pool.idle)
+        uses = [connection.uses for connection in standing]
         (call,) = await rig.ask()
         await call.body()
-        await wait_for(lambda: youngest in rig.pool.idle)
-        assert rig.pool.idle[-1] is youngest
-    assert youngest.uses == 3
-    assert oldest.uses == 0
+        assert [connection.uses for connection in standing] == [*uses[:-1], uses[-1] + 1]
 
 
 async def test_who_waits_takes_what_is_given_back_first(start: Start) -> None:
@@ -316,7 +320,9 @@ async def test_who_waits_is_served_when_the_peer_allows_more(start: Start) -> No
     await wait_for(lambda: rig.pool.shared[0].codec.stream_limit == 3)
     await rig.ask(10)
     await wait_for(lambda: rig.waiting() == 7)
-    rig.origin.peers[0].writer.write(wire.settings([(wire.MAX_CONCURRENT_STREAMS, 20)]))
+    peer = rig.origin.peers[0]
+    peer.conn.update_settings({wire.MAX_CONCURRENT_STREAMS: 20})
+    await peer.flush()
     await rig.at_origin(10)
 
 

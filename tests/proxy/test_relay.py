@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loadtests.lab.certificates import issue, make_ca
+from proxy import pipe as pipes
 from proxy import relay as relaying
 from proxy.reactor import Reactor
 from proxy.relay import BUFFER_BYTES, End, Relay, State
@@ -523,14 +524,14 @@ async def test_pipes_are_shared_and_none_leaks() -> None:
     async with bench() as it:
         it.start()
         await push(it, 4_000_000)
-    kept = len(relaying._pipes)
+    kept = len(pipes.kept)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         async with bench() as it:
             it.start()
             await push(it, 4_000_000)
-    assert len(os.listdir("/proc/self/fd")) - before == 2 * (len(relaying._pipes) - kept)
-    assert len(relaying._pipes) <= relaying.PIPES_KEPT
+    assert len(os.listdir("/proc/self/fd")) - before == 2 * (len(pipes.kept) - kept)
+    assert len(pipes.kept) <= pipes.KEPT_MAX
 
 
 async def test_a_pipe_with_bytes_in_it_is_not_given_to_others() -> None:
@@ -544,7 +545,7 @@ async def test_a_pipe_with_bytes_in_it_is_not_given_to_others() -> None:
         mine = it.relay.up.pipe
         it.client.reset()
         await it.until_closed()
-        assert mine not in relaying._pipes
+        assert mine not in pipes.kept
         sending.cancel()
         with suppress(asyncio.CancelledError, OSError):
             await sending
@@ -552,7 +553,7 @@ async def test_a_pipe_with_bytes_in_it_is_not_given_to_others() -> None:
 
 @pytest.mark.parametrize("problem", ["no descriptors", "no share of pipe memory", "no splice"])
 async def test_without_splice_bytes_are_copied(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "_pipes", [])
+    monkeypatch.setattr(pipes, "kept", [])
     asked = 0
 
     def refuse(*_: Any, **__: Any) -> Any:
@@ -573,7 +574,7 @@ async def test_without_splice_bytes_are_copied(problem: str, monkeypatch: pytest
                 raise PermissionError
             return 8192
 
-        monkeypatch.setattr(relaying.fcntl, "fcntl", small)
+        monkeypatch.setattr(pipes.fcntl, "fcntl", small)
     before = len(os.listdir("/proc/self/fd"))
     async with bench() as it:
         it.start()
@@ -582,8 +583,8 @@ async def test_without_splice_bytes_are_copied(problem: str, monkeypatch: pytest
         assert asked
         if problem != "no splice":
             assert len(os.listdir("/proc/self/fd")) == fds
-    for pipe in relaying._pipes:
-        relaying._close_pipe(pipe)
+    for pipe in pipes.kept:
+        pipes.close(pipe)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

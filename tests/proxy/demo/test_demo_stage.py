@@ -24,9 +24,9 @@ def test_the_config_is_valid_and_says_what_the_script_wants(tmp_path, script):
     assert (upstream.drain.hold, upstream.drain.ramp) == (script.hold_s, script.ramp_s)
 
 
-def test_the_config_leaves_hedging_retries_and_routing_at_their_defaults():
+def test_the_config_leaves_hedging_retries_routing_and_timeouts_at_their_defaults():
     text = config_text(FULL, "127.0.0.1:1", "unix:/x", ENDPOINTS)
-    assert not any(word in text for word in ("hedge:", "retry:", "routing:", "timeouts:", "health:"))
+    assert not any(word in text for word in ("hedge:", "retry:", "routing:", "timeouts:"))
 
 
 def test_totals_sum_over_labels():

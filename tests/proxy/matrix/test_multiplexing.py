@@ -1,4 +1,4 @@
-"""What only HTTP/2 has: shared connections to an origin, their limits, their end, and requests that read differently."""
+"""What only HTTP/2 has: connections shared by requests, their limits and ends, and requests that read differently."""
 
 from __future__ import annotations
 
@@ -425,5 +425,3 @@ async def test_closing_the_pool_says_goodbye(start: Start) -> None:
     for peer in origin.peers:
         await peer.until(lambda peer=peer: peer.closed)
         assert peer.goaway == 0
-
-

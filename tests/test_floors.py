@@ -1,0 +1,174 @@
+"""A lower floor never imports a higher one, and no floor grows out of hand (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = ("routing", "tlscache", "proxy", "loadtests")
+
+MAY_IMPORT = {
+    "routing": {"routing"},
+    "tlscache": {"tlscache"},
+    "proxy": {"proxy", "routing", "tlscache"},
+    "loadtests": {"loadtests", "proxy", "routing", "tlscache"},
+}
+ALSO_LOADTESTS = ("proxy/demo/", "proxy/bench/")  # commands that bring the lab along
+NOT_IN_ROUTING = {"asyncio", "socket", "time", "select", "selectors", "threading", "os", "io", "subprocess", "datetime"}
+NOT_IN_CODECS = {"asyncio", "socket", "time", "select", "threading", "subprocess"}
+"""Codecs and the TLS engine are sans-I/O."""
+
+LINES_MAX = 400
+FUNCTION_LINES_MAX = 75
+LONGER = {
+    # A state machine each, whose rules stand on top: to cut one in two would hide what depends on what.
+    "proxy/client.py": 480,
+    "proxy/exchange.py": 760,
+    "proxy/listener.py": 760,
+    "proxy/pool.py": 640,
+    "proxy/tcp.py": 500,
+    "proxy/tunnel.py": 560,
+    "proxy/worker.py": 430,
+    # A table of scenarios.
+    "loadtests/wan/scenarios.py": 450,
+}
+LONGER_FUNCTIONS = {"proxy/bench/cli.py:run"}  # its lines are the command's options
+
+
+def sources(*floors: str) -> list[Path]:
+    return sorted(path for floor in floors for path in (ROOT / floor).rglob("*.py"))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    with tokenize.open(path) as stream:
+        return ast.parse(stream.read(), str(path))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Full names of what a file imports, anywhere in it, type-checking blocks included; and the line."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *((node.module or "").split(".") if node.module else ())))
+            for alias in node.names:
+                yield f"{module}.{alias.name}", node.lineno
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            called = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            if called in ("import_module", "__import__") and node.args and isinstance(node.args[0], ast.Constant):
+                yield str(node.args[0].value), node.lineno
+
+
+def ids(path: Path) -> str:
+    return name(path)
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_no_floor_imports_a_higher_one(floor: str) -> None:
+    broken = []
+    for path in sources(floor):
+        allowed = MAY_IMPORT[floor] | ({"loadtests"} if name(path).startswith(ALSO_LOADTESTS) else set())
+        for imported, line in imports(path):
+            top = imported.partition(".")[0]
+            if top in (*FLOORS, "tests") and top not in allowed:
+                broken.append(f"{name(path)}:{line} imports {imported}")
+    assert not broken
+
+
+def test_routing_has_no_clock_and_no_io() -> None:
+    broken = [
+        f"{name(path)}:{line} imports {imported}"
+        for path in sources("routing")
+        for imported, line in imports(path)
+        if imported.partition(".")[0] in NOT_IN_ROUTING
+    ]
+    assert not broken
+
+
+def test_routing_needs_nothing_but_the_standard_library() -> None:
+    known = sys.stdlib_module_names | {"routing"}
+    found = {imported.partition(".")[0] for path in sources("routing") for imported, _ in imports(path)}
+    assert found <= known
+
+
+def test_codecs_are_without_io() -> None:
+    broken = [
+        f"{name(path)}:{line} imports {imported}"
+        for path in [*sources("proxy/codec"), ROOT / "tlscache/engine.py", ROOT / "tlscache/records.py"]
+        for imported, line in imports(path)
+        if imported.partition(".")[0] in NOT_IN_CODECS and name(path) != "proxy/codec/proxy_protocol.py"
+    ]
+    assert not broken
+
+
+def test_only_the_wiring_knows_the_worker() -> None:
+    """Everything else is given what it needs."""
+    wiring = {"proxy/server.py", "proxy/supervisor.py", "proxy/worker.py", "proxy/cli.py"}
+    broken = []
+    for path in sources("proxy"):
+        if name(path) in wiring or name(path).startswith(ALSO_LOADTESTS):
+            continue
+        checking = {
+            child.lineno
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            for child in ast.walk(node)
+            if isinstance(child, ast.ImportFrom | ast.Import)
+        }
+        for imported, line in imports(path):
+            if imported.startswith(("proxy.worker.", "proxy.server.", "proxy.supervisor.")) and line not in checking:
+                broken.append(f"{name(path)}:{line} imports {imported}")
+    assert not broken
+
+
+def test_modules_stay_readable_in_one_sitting() -> None:
+    counted = {name(path): len(path.read_text().splitlines()) for path in sources(*FLOORS)}
+    over = {file: lines for file, lines in counted.items() if lines > LONGER.get(file, LINES_MAX)}
+    assert not over, f"modules of more than {LINES_MAX} lines want to be two"
+    assert set(LONGER) <= set(counted), "these are gone: take them off the list"
+
+
+def test_functions_stay_short() -> None:
+    over = [
+        f"{name(path)}:{node.lineno} {node.name}: {(node.end_lineno or node.lineno) - node.lineno + 1} lines"
+        for path in sources(*FLOORS)
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno + 1 > FUNCTION_LINES_MAX
+        and f"{name(path)}:{node.name}" not in LONGER_FUNCTIONS
+    ]
+    assert not over
+
+
+@pytest.mark.parametrize("path", sources("routing", "tlscache", "proxy"), ids=ids)
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(tree_of(path)) or path.stat().st_size == 0
+
+
+def test_the_check_itself_sees_relative_and_late_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    package = tmp_path / "proxy" / "codec"
+    package.mkdir(parents=True)
+    file = package / "x.py"
+    file.write_text(
+        "from ..errors import Kind\n"
+        "from . import h1\n"
+        "def f():\n    import loadtests.lab\n    from importlib import import_module\n    import_module('tests.x')\n"
+    )
+    found = [imported for imported, _ in imports(file)]
+    assert found == ["proxy.errors.Kind", "proxy.codec.h1", "loadtests.lab", "importlib.import_module", "tests.x"]
