@@ -4,6 +4,7 @@
        └──────── none, lost, cancelled ────────┴─────────────────────┘
 
 With 0-RTT (`early`) it is SENT while the connection's handshake goes on, and back to WAITING, once, where that fails.
+It also goes back where its connection comes to an orderly end that leaves it out (GOAWAY).
 
 An attempt knows its exchange and its stream, no HTTP version. Every attempt that began is settled exactly once with
 routing.
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from .exchange import Exchange
     from .message import Fields
     from .tcp import ConnectionStream
+
+
+MOVES_MAX: Final = 16
+"""How often an attempt may be left out by the orderly end of a connection before that counts as its failure."""
 
 
 class State(Enum):
@@ -64,6 +69,7 @@ class Attempt(StreamHandler):
         "hedge",
         "held",
         "interim",
+        "moves",
         "number",
         "seconds",
         "sent_early",
@@ -91,6 +97,7 @@ class Attempt(StreamHandler):
         self.early = False  # it rides in a first flight whose handshake goes on
         self.sent_early = False  # the origin was told `early-data: 1`
         self.discarded = 0
+        self.moves = 0
         self.touched = False  # a byte of the request may have reached the origin
         self.stream: ConnectionStream | None = None
         self.connection: ClientConnection | None = None
@@ -164,6 +171,18 @@ class Attempt(StreamHandler):
         self.waiting = True
         self.target.pool.acquire(self)
 
+    def _move(self) -> None:
+        """The orderly end of its connection left it out: the same attempt goes over another one."""
+        exchange = self.exchange
+        self.moves += 1
+        self.blocked = False
+        self.connection = None
+        self.state = _WAITING
+        self.waiting = True
+        self.started = exchange.connection.turn.now
+        exchange.on_moved(self)
+        self.target.pool.acquire(self)
+
     def on_no_connection(self, error: ProxyError) -> None:
         """The pool has none and will have none for this attempt."""
         self.waiting = False
@@ -206,6 +225,9 @@ class Attempt(StreamHandler):
             return
         self.touched = not error.unprocessed
         self.stream = None
+        if error.going_away and self.moves < MOVES_MAX and self.exchange.may_move(self):
+            self._move()
+            return
         self._fail(error, Outcome.REFUSED_STREAM if error.unprocessed else Outcome.RESET)
 
     # -- from the exchange -------------------------------------------------------------------------

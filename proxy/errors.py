@@ -69,14 +69,16 @@ class ProxyError(Exception):
     """One fault: its kind, what happened in words, and whether the request may safely be sent again.
 
     `unprocessed` is True where the peer can't have acted on the request: nothing of it was sent, or the peer said so
-    (GOAWAY, REFUSED_STREAM). Then any method may be retried (RFC 9110 section 9.2.2).
+    (GOAWAY, REFUSED_STREAM). Then any method may be retried (RFC 9110 section 9.2.2). `going_away`: moreover only this
+    connection came to its end, in an orderly way; another one to the same origin will do.
     """
 
-    def __init__(self, kind: Kind, details: str, *, unprocessed: bool = False) -> None:
+    def __init__(self, kind: Kind, details: str, *, unprocessed: bool = False, going_away: bool = False) -> None:
         super().__init__(details)
         self.kind = kind
         self.details = details
         self.unprocessed = unprocessed
+        self.going_away = going_away
 
     @property
     def status(self) -> int:

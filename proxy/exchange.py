@@ -471,6 +471,14 @@ class Exchange(StreamHandler):
             if attempt is not winner:
                 attempt.end(Outcome.HEDGE_LOST, now, winner_s)
 
+    def may_move(self, attempt: Attempt) -> bool:
+        """Whether an attempt that was left out can be sent once more: all of the request's body is still here."""
+        return attempt.state is ATTEMPT_SENT and (self.bodyless or self.switching or self.replay is not None)
+
+    def on_moved(self, attempt: Attempt) -> None:
+        """It waits for another connection."""
+        self._arm(self.connection.turn.now)
+
     def on_attempt_failed(self, attempt: Attempt, error: ProxyError) -> None:
         """An attempt ended without a response: wait for another, start another, or tell the client."""
         now = self.connection.turn.now

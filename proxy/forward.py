@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from os import urandom
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .errors import Kind, ProxyError
 
@@ -126,7 +126,8 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
         peers = earlier + b", " + hop.peer if earlier else hop.peer
         proto = known.get(b"x-forwarded-proto") or proto
         host = known.get(b"x-forwarded-host") or host
-    fields = [field for field in head.fields if field[0] not in _REWRITTEN]
+    received: list[Any] = head.fields  # Any: compiled code would rebuild tuples, and HTTP/2 marks some by their type
+    fields = [field for field in received if field[0] not in _REWRITTEN]
     fields.append((b"x-forwarded-for", peers))
     fields.append((b"x-forwarded-proto", proto))
     fields.append((b"via", via + b", " + mine if via else mine))

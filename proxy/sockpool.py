@@ -77,16 +77,25 @@ class SocketPool:
             self._refill_one(first=True)
 
     def take(self) -> Link | None:
-        """A ready link, or None. What is taken is replaced."""
+        """A ready link, or None."""
         while self.idle:
             link = self.idle.pop()
             self.target.ready -= 1
             if link.alive:
                 self.counters.reused += 1
-                self.refill()
                 return link
             link.close()
         return None
+
+    def lent(self) -> None:
+        """A client has one of the links: it is replaced."""
+        self.open += 1
+        self.refill()
+
+    def ended(self) -> None:
+        """That connection is over."""
+        self.open -= 1
+        self.refill()
 
     def dial(self, on_done: Callable[[Link], None], preface: bytes = b"", *, resume: bool = True) -> Link:
         """A new link for the caller; `on_done` is called once it is ready or has failed (`error`)."""

@@ -307,11 +307,11 @@ class Tunnel:
         for loser in self._dials:
             loser.close()
         self._dials.clear()
-        for other in [one for one in self._begun if one is not target]:
+        self._begun.remove(target)
+        for other in list(self._begun):  # one may be the same endpoint, dialled once more
             self._settle(other, Outcome.CANCELLED, now)
-        self._begun.clear()
         self.upstream.balancer.established(target, now, target.floor.value)  # L4 shows no service time
-        link.pool.open += 1
+        link.pool.lent()
         self.state = State.RELAYING
         worker = self.listener.worker
         client = End(self.sock, self._engine, self._events)
@@ -346,8 +346,7 @@ class Tunnel:
         assert relay is not None
         assert target is not None
         self._link = None
-        link.pool.open -= 1
-        link.pool.refill()
+        link.pool.ended()
         self.listener.bytes_up += relay.up.bytes
         self.listener.bytes_down += relay.down.bytes
         self.upstream.balancer.closed(target)

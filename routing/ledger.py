@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 PROBE_EVERY_S: Final = 1.0
 
 
+NEAR_S: Final = 0.001
+"""A round trip below this ends on this machine."""
+
+
 class Ledger:
     """The endpoints and regions of one upstream, and what is booked to them. Use it through `Balancer`."""
 
@@ -132,7 +136,7 @@ class Ledger:
 
     def observe_rtt(self, ep: EndpointState, now: float, rtt: float) -> None:
         """A round trip measured by TCP_INFO (the smoothed one, not the minimum) or a PING."""
-        if rtt > 0.0:
+        if rtt > 0.0 and not _near(ep):
             ep.floor.observe(now, rtt)
 
     def observe_connect(self, ep: EndpointState, now: float, ok: bool, elapsed: float, phase: str) -> None:
@@ -143,6 +147,8 @@ class Ledger:
                 self._bad(ep.region, now, "connect_failed" if phase == "tcp" else "handshake_failed")
         elif phase == "tcp":
             self.observe_rtt(ep, now, elapsed)
+        elif _near(ep):
+            ep.floor.observe(now, elapsed)  # TLS ends behind it: no less than a round trip
 
     @staticmethod
     def _others_connect(ep: EndpointState) -> bool:
@@ -157,7 +163,10 @@ class Ledger:
         ep.outlier.probe(ok)
         ep.region.health.probe(ok)
         if ok:
-            ep.floor.at_most(elapsed)
+            if not _near(ep):
+                ep.floor.at_most(elapsed)
+            elif elapsed > NEAR_S:
+                ep.floor.observe(now, elapsed)  # a check's request and answer; a dial's TCP would be below
         elif ep.region.state is not DrainState.HEALTHY or ep.region.health.streak:
             self._bad(ep.region, now, "probe_failed")
 
@@ -205,3 +214,9 @@ class Ledger:
                 region.forget_tail(now)
             self.changes.append(change)
             self.refresh_table(now, 0.0)
+
+
+def _near(ep: EndpointState) -> bool:
+    """TCP ends on this machine (a relay, a sidecar, a tunnel): its round trips say nothing of the way behind it."""
+    endpoint = ep.endpoint
+    return bool(endpoint.path) or endpoint.host.startswith("127.") or endpoint.host in ("localhost", "::1")

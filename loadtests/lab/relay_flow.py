@@ -129,7 +129,10 @@ class Flow:
             due = self._wire.link.schedule(now, 0)
         else:
             size = len(piece) if isinstance(piece, bytes) else 0
-            due = self._wire.link.schedule(max(now, self.established_at), size)
+            due = self._wire.link.schedule(now, size)
+            if due is not None:
+                # Not through the link's clock: it keeps packets in order, and others' would wait for this handshake.
+                due += max(0.0, self.established_at - now)
         if due is None:
             self._held.append(piece)
             self._wire.held.add(self)

@@ -228,7 +228,7 @@ class H2ClientCodec(H2Connection):
             if stream.stream_id > last:
                 self._remember_reset(stream.stream_id, stream.receive_left)
                 self._drop(stream)
-                error = ProxyError(Kind.UNAVAILABLE, details, unprocessed=True)
+                error = ProxyError(Kind.UNAVAILABLE, details, unprocessed=True, going_away=True)
                 self._events.append(StreamReset(stream.stream_id, error))
 
     def drain(self) -> None:

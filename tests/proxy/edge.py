@@ -123,9 +123,11 @@ class Origin:
         self.sock.close()
 
 
-async def stay(peer: Peer) -> None:
-    """A script for connections that the test itself drives."""
-    await asyncio.Event().wait()
+async def hear(peer: Peer) -> None:
+    """Take everything (`peer.held` has it) and say nothing."""
+    with suppress(Ended):
+        while True:
+            await peer.fill(60)
 
 
 class Edge:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
-import pytest
-
 from loadtests.lab.relay_flow import Flow, Wire
 
 RTT_S = 0.06
@@ -22,11 +20,6 @@ class Timers:
         self.due.append(when)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Flow._send hands the link an instant in the future (when the handshake will be over), and the link keeps "
-    "packets in order: all other connections of the path wait for that handshake",
-)
 def test_a_dial_does_not_delay_the_other_connections():
     timers, wire = Timers(), Wire(delay_ms=RTT_S / 2 * 1e3)
     new, old = Flow(timers, wire), Flow(timers, wire)
