@@ -598,7 +598,7 @@ class Pool:
 
     def new_codec(self, alpn: bytes) -> Codec:
         """The codec for a connection of this pool."""
-        return self.upstream.new_codec(alpn)
+        return self.upstream.new_codec(alpn, self._streams_each)
 
     def tls_error(self, engine: TLSEngine) -> ProxyError:
         """Why a handshake failed."""

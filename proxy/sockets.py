@@ -69,7 +69,7 @@ def bind(address: Address, fast_open: bool = False) -> socket.socket:
         hint = ""
         if isinstance(error, PermissionError) and address.port and address.port < 1024:
             hint = " (ports below 1024 need root or CAP_NET_BIND_SERVICE)"
-        raise OSError(error.errno, f"can't listen on {address}: {error.strerror}{hint}") from error
+        raise OSError(f"can't listen on {address}: {error.strerror}{hint}") from error
 
 
 def _bind(address: Address, fast_open: bool) -> socket.socket:

@@ -173,15 +173,18 @@ class SocketPool:
 
     def opened(self, link: Link) -> None:
         """A dial succeeded: count it."""
-        engine = link.engine
+        now = monotonic()
+        balancer = self.upstream.balancer
         self.counters.opened[link.handshake] += 1
         self.counters.tcp.observe(link.seconds)
-        if engine is not None:
-            self.counters.tls.observe(monotonic() - link.born - link.seconds)
+        balancer.observe_connect(self.target, now, True, link.seconds, "tcp")
+        if link.engine is not None:
+            tls_s = now - link.born - link.seconds
+            self.counters.tls.observe(tls_s)
+            balancer.observe_connect(self.target, now, True, tls_s, "tls")
         self._failures = 0
         self._refill_at = 0.0
         self.last_error = None
-        self.upstream.balancer.observe_connect(self.target, monotonic(), True, link.seconds, "tcp")
 
     def failed(self, error: ProxyError) -> None:
         """A dial failed."""

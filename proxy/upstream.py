@@ -12,7 +12,7 @@ from tlscache.context import ClientContext, ClientSettings
 from tlscache.fault import FaultKind
 
 from .codec.h1 import H1ClientCodec, H1Limits
-from .codec.h2 import H2ClientCodec, H2Limits
+from .codec.h2 import STREAMS_BEFORE_SETTINGS, H2ClientCodec, H2Limits
 from .connect import SocketOptions
 from .errors import Kind, ProxyError
 from .health import Health
@@ -97,7 +97,7 @@ class UpstreamRuntime:
             idle_s=section.timeouts.idle,
             keepalive_s=section.pool.keepalive,
             connect_s=section.timeouts.connect,
-            streams=100 if section.protocol == "h2" else 1,  # what every server should allow (RFC 9113 section 6.5.2)
+            streams=STREAMS_BEFORE_SETTINGS if section.protocol == "h2" else 1,
         )
         self.pools = [Pool(self, target, settings) for target in self.balancer.endpoints]
         for pool in self.pools:
@@ -171,13 +171,16 @@ class UpstreamRuntime:
             return self.section.tls.server_name.encode()
         return str(endpoint).encode() if not endpoint.path else b"localhost"
 
-    def new_codec(self, alpn: bytes) -> Codec:
+    def new_codec(self, alpn: bytes, streams: int = 1) -> Codec:
         """The codec for what was agreed on; without TLS, HTTP/2 is spoken where the config says that the origin knows
-        it.
+        it. `streams`: how many the endpoint took at once on an earlier connection.
         """
         if alpn == b"h2" or self.section.protocol == "h2":
             limits = self.codec_limits
-            return H2ClientCodec(H2Limits(header_bytes=limits.header_bytes, headers=limits.headers))
+            return H2ClientCodec(
+                H2Limits(header_bytes=limits.header_bytes, headers=limits.headers),
+                streams if streams > 1 else STREAMS_BEFORE_SETTINGS,
+            )
         return H1ClientCodec(self.codec_limits)
 
     def tls_error(self, endpoint: Endpoint, engine: TLSEngine) -> ProxyError:

@@ -12,9 +12,9 @@ heads and back), `h2_guard` (abuse), `h2_stream` and `h2_flow` (streams and thei
 pings, resets), `h2_messages` (heads, bodies, trailers), `h2_connection` (bytes to frames, errors), and the roles.
 """
 
-from .h2_client import H2ClientCodec
+from .h2_client import STREAMS_BEFORE_SETTINGS, H2ClientCodec
 from .h2_frames import PREFACE
 from .h2_server import H2ServerCodec
 from .h2_stream import H2Limits
 
-__all__ = ["PREFACE", "H2ClientCodec", "H2Limits", "H2ServerCodec"]
+__all__ = ["PREFACE", "STREAMS_BEFORE_SETTINGS", "H2ClientCodec", "H2Limits", "H2ServerCodec"]

@@ -38,7 +38,9 @@ from .semantics import BODYLESS_STATUSES
 
 _HEAD, _BODY, _END = Half.HEAD, Half.BODY, Half.END
 _INTERIM_MAX: Final = 32  # 1xx heads before the final one
-_STREAMS_BEFORE_SETTINGS: Final = 100  # what a server should allow at least (RFC 9113 section 6.5.2)
+STREAMS_BEFORE_SETTINGS: Final = 100
+"""What a server should allow at least (RFC 9113 section 6.5.2)."""
+
 _CLOGGED: Final = 16
 """With less than this part of its window, a connection is clogged by readers that don't read: new requests go
 elsewhere.
@@ -48,13 +50,15 @@ elsewhere.
 class H2ClientCodec(H2Connection):
     """One connection to a server. See `proxy.stream.Codec`."""
 
-    __slots__ = ()
+    __slots__ = ("_limit_at_first",)
 
     _server = False
 
-    def __init__(self, limits: H2Limits) -> None:
+    def __init__(self, limits: H2Limits, streams: int = STREAMS_BEFORE_SETTINGS) -> None:
+        """`streams`: how many the server is expected to allow, until it says so."""
         super().__init__(limits)
         self._last_id = -1
+        self._limit_at_first = streams
         settings = (
             (wire.ENABLE_PUSH, 0),
             (wire.INITIAL_WINDOW_SIZE, limits.stream_window),
@@ -87,7 +91,7 @@ class H2ClientCodec(H2Connection):
     @property
     def stream_limit(self) -> int:
         """How many streams may be open at once, by the server's limit and ours."""
-        default = self._limits.max_concurrent_streams if self.settled else _STREAMS_BEFORE_SETTINGS
+        default = self._limits.max_concurrent_streams if self.settled else self._limit_at_first
         return min(self.peer_settings.get(wire.MAX_CONCURRENT_STREAMS, default), self._limits.max_concurrent_streams)
 
     @property

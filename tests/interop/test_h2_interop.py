@@ -263,7 +263,7 @@ def test_a_drain_fails_no_request(proxy: tuple[int, int], origin: tuple[str, int
     wait_until_open(ports["plain"], program)
 
     async def load() -> tuple[int, str]:
-        command = (tool("nghttp"), "-nv", *[f"http://127.0.0.1:{ports['plain']}/large"] * 20)
+        command = (tool("nghttp"), "-nv", "-m20", f"http://127.0.0.1:{ports['plain']}/large")
         client = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert client.stdout is not None
         seen = b""

@@ -88,7 +88,7 @@ class Origin:
         sock.setblocking(False)
         self.script = script
         self.peers: list[Peer] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Peer, asyncio.Task[None]] = {}
         self._acceptor = asyncio.get_running_loop().create_task(self._accept())
 
     @property
@@ -101,14 +101,22 @@ class Origin:
             sock, _ = await loop.sock_accept(self.sock)
             peer = Peer(sock)
             self.peers.append(peer)
-            task = loop.create_task(self._run(peer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[peer] = loop.create_task(self._run(peer))
 
     async def _run(self, peer: Peer) -> None:
         with suppress(Ended, OSError, TimeoutError):
             await self.script(peer)
         peer.close()
+
+    async def drop(self, peer: Peer, *, reset: bool = False) -> None:
+        """End a connection, whatever its script is at."""
+        task = self._tasks[peer]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if reset:
+            peer.reset()
+        else:
+            peer.close()
 
     async def peer(self, number: int = 1) -> Peer:
         """The n-th connection."""
@@ -117,9 +125,9 @@ class Origin:
 
     async def close(self) -> None:
         self._acceptor.cancel()
-        for task in list(self._tasks):
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(self._acceptor, *self._tasks, return_exceptions=True)
+        await asyncio.gather(self._acceptor, *self._tasks.values(), return_exceptions=True)
         self.sock.close()
 
 

@@ -422,6 +422,7 @@ async def test_memory_is_bounded_when_nobody_reads(contexts: Contexts, tls: str)
         assert flow.bytes == before
         assert not sending.done()
         sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
 
 
 async def test_key_updates_that_nobody_reads_end_in_a_break(
@@ -543,12 +544,11 @@ async def test_a_pipe_with_bytes_in_it_is_not_given_to_others() -> None:
             while not it.relay.up.piped:
                 await asyncio.sleep(0.001)
         mine = it.relay.up.pipe
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
         it.client.reset()
         await it.until_closed()
         assert mine not in pipes.kept
-        sending.cancel()
-        with suppress(asyncio.CancelledError, OSError):
-            await sending
 
 
 @pytest.mark.parametrize("problem", ["no descriptors", "no share of pipe memory", "no splice"])

@@ -120,10 +120,7 @@ async def test_an_idle_link_that_dies_is_replaced(how: str, clock: Clock) -> Non
         peers = [await app.peer(number) for number in (1, 2)]
         clock.ahead = 60.0
         for peer in peers:
-            if how == "close":
-                peer.close()
-            else:
-                peer.reset()
+            await app.drop(peer, reset=how == "reset")
         await wait_for(lambda: len(app.peers) == 4)
         await warm(it, 2)
         assert it.pool.target.ready == 2
@@ -135,7 +132,7 @@ async def test_a_client_never_gets_a_link_whose_end_is_known_to_the_kernel(clock
     async with origin(hear) as app, edge(config(app.port, warm=1)) as it:
         clock.ahead = 60.0
         dead = it.pool.idle[0]
-        (await app.peer()).close()
+        (await app.peer()).half_close()
         async with asyncio.timeout(5):
             while dead.alive:
                 pass  # the loop must not run in between
@@ -294,7 +291,7 @@ async def test_a_server_that_speaks_first_stays_warm_and_quiet() -> None:
             await asyncio.sleep(0)
         assert polls == 0, "its greeting is not reported again and again"
         it.worker.reactor.hand_over(link.sock.fileno(), link)
-        (await app.peer()).close()
+        await app.drop(await app.peer())
         await wait_for(lambda: link not in it.pool.idle)
 
 
@@ -330,9 +327,19 @@ async def test_giving_up_a_dial_tells_nobody() -> None:
             assert told == []
 
 
-async def test_what_dialling_took_is_a_round_trip_for_routing() -> None:
-    async with origin() as app, edge(config(app.port, warm=1)) as it:
-        assert 0.0 < it.pool.target.floor.value < 1.0
+async def test_what_dialling_took_is_told_to_routing_phase_by_phase(ca: Issued, leaf: Issued) -> None:
+    context = server_context(leaf)
+    async with (
+        origin(lambda peer: tls_echo(peer, context)) as app,
+        edge(config(app.port, upstream=f'tls: {{ca: "{ca.certificate}"}}')) as it,
+    ):
+        told: list[tuple[str, bool, float]] = []
+        it.upstream.balancer.observe_connect = lambda _, now, ok, seconds, phase: told.append((phase, ok, seconds))
+        client = await it.connect()
+        await client.send(b"x")
+        await client.exactly(1)
+        assert [(phase, ok) for phase, ok, _ in told] == [("tcp", True), ("tls", True)]
+        assert all(0.0 < seconds < 1.0 for _, _, seconds in told)
 
 
 def test_the_context_that_these_tests_use_verifies(ca: Issued) -> None:

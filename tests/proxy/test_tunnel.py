@@ -761,7 +761,3 @@ async def test_many_clients_at_once_each_get_their_own_bytes() -> None:
 
         await asyncio.gather(*(one(number) for number in range(150)))
         assert it.listener.accepted == 150
-
-
-async def test_zz_loop() -> None:
-    assert "uvloop" in type(asyncio.get_running_loop()).__module__

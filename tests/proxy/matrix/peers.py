@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -397,14 +399,16 @@ class H1Message(Message):
 
     async def end(self, trailers: Fields | None = None) -> None:
         if self.upgraded:
-            if self.peer.writer.can_write_eof():
-                self.peer.writer.write_eof()
+            self.peer.writer.write_eof()
         elif self.out_chunked:
             lines = "".join(f"{name}: {value}\r\n" for name, value in trailers or [])
             await self._write(f"0\r\n{lines}\r\n".encode())
 
     async def reset(self, code: int = 8) -> None:
         """HTTP/1.1 has only the connection's end for this."""
+        sock = self.peer.writer.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.peer.writer.transport.abort()
 
     def stop_reading(self) -> None:

@@ -236,7 +236,8 @@ async def test_websocket(pair: Pair) -> None:
         await got.accept_websocket()
         for _ in range(3):
             await got.send(b"<" + await got.some(4) + b">")
-        await got.until(lambda: got.ended)
+        if pair.tls:  # asyncio's TLS can't end one direction alone
+            await got.until(lambda: False)
         await got.end()
 
     pair.origin.handler = handler
@@ -249,14 +250,18 @@ async def test_websocket(pair: Pair) -> None:
     for word in (b"ping", b"pong", b"\0\xff\0\xff"):
         await call.send(word)
         assert await call.some(6) == b"<" + word + b">"
-    await call.end()
-    await call.until(lambda: call.ended)
+    if not pair.tls:
+        await call.until(lambda: call.ended)
+        await call.end()
+    else:
+        await call.reset(CANCEL)
     assert pair.origin.requests[0].authority == "a.test"
 
 
 async def test_websocket_that_is_refused(pair: Pair) -> None:
     async def handler(got: Any) -> None:
-        await got.respond(403, [("content-length", "2")])
+        close = [("connection", "close")] if pair.up == "h1" else []
+        await got.respond(403, [("content-length", "2"), *close])
         await got.send(b"no")
         if pair.up == "h2":
             await got.end()

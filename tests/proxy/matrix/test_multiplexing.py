@@ -277,8 +277,7 @@ async def test_websocket_to_an_origin_without_extended_connect(lab: Lab) -> None
     async def websocket(got: Any) -> None:
         await got.accept_websocket()
         await got.send(await got.some(4))
-        await got.until(lambda: got.ended)
-        await got.end()
+        await got.until(lambda: False)
 
     h1.handler = websocket
     server = await asyncio.start_server(by_alpn, "127.0.0.1", 0, ssl=lab.server("h2", "http/1.1"))
@@ -291,8 +290,7 @@ async def test_websocket_to_an_origin_without_extended_connect(lab: Lab) -> None
         assert await call.status() == 200
         await call.send(b"ping")
         assert await call.some(4) == b"ping"
-        await call.end()
-        await call.until(lambda call=call: call.ended)
+        await call.reset(CANCEL)
     assert len(h2.requests) == 1
     assert len(h1.requests) == 2
     await client.close()

@@ -209,7 +209,7 @@ def test_limit_before_settings():
     codec = H2ClientCodec(H2Limits())
     assert (codec.stream_limit, codec.settled, codec.can_upgrade) == (100, False, False)
     codec.receive(wire.settings([]))
-    assert (codec.stream_limit, codec.settled) == (256, True)
+    assert (codec.stream_limit, codec.settled) == (1024, True)
 
 
 def test_ids_run_out(peer):
@@ -372,3 +372,67 @@ def test_server_that_ends_early(peer):
     assert isinstance(reset, StreamReset)
     assert peer.codec.send_data(stream_id, b"late", True)
     assert peer.codec.open_streams == 0
+
+
+def test_what_the_server_allows_is_told(client):
+    peer = client()
+    peer.send(wire.settings([(wire.MAX_CONCURRENT_STREAMS, 3)]))
+    assert (peer.limits_changed, peer.codec.stream_limit, peer.codec.upgrades) == (1, 3, False)
+    peer.send(wire.settings([(wire.ENABLE_CONNECT_PROTOCOL, 1)]))
+    assert (peer.limits_changed, peer.codec.upgrades) == (1, True)
+    peer.send(wire.frame(wire.SETTINGS, wire.ACK, 0))
+    assert peer.limits_changed == 0
+
+
+def test_before_settings_nothing_is_known():
+    codec = H2ClientCodec(H2Limits(), 7)
+    assert (codec.stream_limit, codec.upgrades) == (7, None)
+
+
+def test_last_stream_id(client):
+    """The last request goes out, and no further one; nothing was wrong."""
+    peer = client()
+    peer.codec._last_id = wire.STREAM_ID_MAX - 2
+    stream_id = peer.get()
+    assert stream_id == wire.STREAM_ID_MAX
+    assert not peer.codec.can_open
+    assert peer.codec.pending
+    (goaway,) = peer.codec.receive(b"")
+    assert isinstance(goaway, GoAway)
+    assert not peer.codec.closing
+    peer.send(peer.headers(stream_id, [(b":status", b"204")]))
+    assert peer.codec.closing
+
+
+def test_goaway_that_asks_for_calm(client):
+    peer = client()
+    peer.get()
+    peer.send(wire.goaway(1, wire.ENHANCE_YOUR_CALM))
+    assert peer.events[0].calm
+    peer = client()
+    peer.send(wire.goaway(1, wire.NO_ERROR))
+    assert not peer.events[0].calm
+
+
+def test_left_out_by_goaway(client):
+    peer = client()
+    peer.get()
+    peer.get()
+    peer.send(wire.goaway(1, wire.NO_ERROR))
+    reset = peer.events[-1]
+    assert (reset.stream_id, reset.error.unprocessed, reset.error.going_away) == (3, True, True)
+
+
+def test_clogged_connection_takes_nothing_new(client):
+    """Readers that don't read hold nearly all of the window: what is new goes elsewhere, until they do."""
+    limits = H2Limits(stream_window=64 * 1024, stream_window_max=64 * 1024, connection_window=256 * 1024)
+    peer = client(limits)
+    streams = [peer.get() for _ in range(4)]
+    for stream_id in streams:
+        peer.send(peer.headers(stream_id, [(b":status", b"200")], end=False))
+        for _ in range(4):
+            assert peer.codec.can_open
+            peer.send(peer.data(stream_id, bytes(16_000)))
+    assert not peer.codec.can_open
+    peer.codec.consumed(streams[0], 64_000)
+    assert peer.codec.can_open

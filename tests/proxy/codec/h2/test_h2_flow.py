@@ -240,3 +240,35 @@ def test_smaller_pieces_leave_together(download):
         peer.codec.send_data(1, b"x" * 100, False)
     peer.send(wire.window_update(1, 1000))
     assert [len(frame.payload) for frame in peer.frames()] == [1000]
+
+
+def test_stream_that_the_peer_holds_up_is_ended(server):
+    """After so many ticks without a byte going out; what goes out in between starts the count anew."""
+    peer = server(H2Limits(stall_ticks=3), settings=[(wire.INITIAL_WINDOW_SIZE, 10)])
+    peer.get(1)
+    peer.respond(1, bytes(100))
+    peer.frames()
+    for _ in range(3):
+        peer.codec.tick()
+    peer.send(wire.window_update(1, 5))
+    for _ in range(3):
+        peer.codec.tick()
+    assert not peer.codec.pending
+    peer.frames()
+    peer.codec.tick()
+    (reset,) = peer.codec.receive(b"")
+    assert (type(reset).__name__, reset.stream_id) == ("StreamReset", 1)
+    assert [frame.kind for frame in peer.frames()] == [wire.RST_STREAM]
+    assert peer.codec.held_bytes == 0
+    peer.alive()
+
+
+def test_client_that_holds_up_too_much_gets_nothing_more(server):
+    peer = server(H2Limits(held_bytes=1000), settings=[(wire.INITIAL_WINDOW_SIZE, 10)])
+    peer.get(1)
+    peer.respond(1, bytes(2000))
+    peer.frames()
+    assert peer.get(3) == []
+    peer.stream_error(3, wire.REFUSED_STREAM)
+    peer.send(wire.window_update(1, 3000))
+    assert len(peer.get(5)) == 1

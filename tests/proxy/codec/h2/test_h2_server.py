@@ -422,3 +422,29 @@ def test_connection_error_resets_open_streams(peer):
     assert isinstance(peer.events[0], StreamReset)
     peer.connection_error(wire.FRAME_SIZE_ERROR)
     assert repr(peer.codec) == "<H2ServerCodec nothing, serving, 0 streams>"
+
+
+def test_an_answer_that_has_begun_is_not_unprocessed(server):
+    """REFUSED_STREAM would make the client send the request again."""
+    peer = server()
+    peer.get(1)
+    peer.codec.send_headers(1, ResponseHead(200, [], {}), False)
+    peer.frames()
+    peer.codec.reset(1, ProxyError(Kind.UNAVAILABLE, "gone", unprocessed=True))
+    peer.stream_error(1, wire.INTERNAL_ERROR)
+
+
+def test_a_header_block_that_does_not_go_on(server):
+    peer = server()
+    peer.send(peer.headers(1, GET, flags=0))
+    assert peer.codec.partial
+    peer.events = peer.codec.expire(ProxyError(Kind.SLOW_REQUEST, "too slow"))
+    peer.connection_error(wire.ENHANCE_YOUR_CALM)
+
+
+def test_a_frame_that_does_not_go_on(server):
+    peer = server()
+    peer.raw(peer.headers(1, GET)[:-1])
+    assert peer.codec.partial
+    peer.raw(peer.headers(1, GET)[-1:])
+    assert not peer.codec.partial
