@@ -1,7 +1,7 @@
 """Compiles the hot path with mypyc (https://mypyc.readthedocs.io): the same typed Python, as an extension module.
 
-A request then costs about 40 % of the interpreter's time (docs/architecture.md, "Compiled or not"). Without a C compiler, or with
-ONETRIP_PURE=1, the package installs and works as plain Python.
+A request then costs about 40 % of the interpreter's time (docs/architecture.md, "Compiled or not"). Without a C
+compiler, or with ONETRIP_PURE=1, the package installs and works as plain Python.
 """
 
 import os
