@@ -14,12 +14,14 @@ help:            ## list what can be made
 $(VENV)/.base: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	find proxy routing . -maxdepth 2 -name '*.so' -not -path './.venv/*' -delete
+	@echo 'installing, and compiling the hot path: about a minute'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.test: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	find proxy routing . -maxdepth 2 -name '*.so' -not -path './.venv/*' -delete
+	@echo 'installing, and compiling the hot path: about a minute'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $(VENV)/.base $@
 

@@ -94,7 +94,8 @@ def test_one_status_and_one_set_of_metrics_for_all_workers(program: Onetrip) -> 
     found = metrics(program)
     assert found['requests_total{code="200",listener="web"}'] - before == 40
     assert found['request_duration_seconds_count{listener="web"}'] >= 40
-    assert found['upstream_pool_idle{endpoint="127.0.0.1:%d",region="here",upstream="app"}' % origin_port(program)] >= 4
+    endpoint = f'endpoint="127.0.0.1:{origin_port(program)}"'
+    assert found[f'upstream_pool_idle{{{endpoint},region="here",upstream="app"}}'] >= 4
     assert found['region_state{region="here",upstream="app"}'] == 0
     assert found['region_weight{region="here",upstream="app"}'] == 1
     told = status(program)
