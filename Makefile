@@ -22,12 +22,8 @@ $(VENV)/.test: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	find proxy routing . -maxdepth 2 -name '*.so' -not -path './.venv/*' -delete
 	@echo 'installing, and compiling the hot path: about a minute'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	touch $(VENV)/.base $@
-
-$(VENV)/.lab: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lab]'
-	touch $@
+	touch $(VENV)/.base $@
 
 $(VENV)/.demo:
 	test -e $(VENV)/.base || test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,10 +45,10 @@ types: $(VENV)/.test  ## mypy --strict
 unit: $(VENV)/.test  ## pytest
 	$(BIN)/pytest $(ARGS)
 
-bench: $(VENV)/.lab  ## CPU per request beside Envoy, HAProxy and nginx
+bench: $(VENV)/.test  ## CPU per request beside Envoy, HAProxy and nginx
 	$(BIN)/python -m loadtests.cpu $(ARGS)
 
-load: $(VENV)/.lab  ## Locust against the lab
+load: $(VENV)/.test  ## Locust against the lab
 	$(BIN)/locust -f loadtests/locustfile.py $(ARGS)
 
 clean:           ## remove what was built

@@ -42,7 +42,7 @@ from .worker import Worker, server_contexts
 if TYPE_CHECKING:
     from tlscache.context import ServerContext
 
-ASK_TIMEOUT_S: Final = 5.0
+ASK_TIMEOUT_S: Final = 2.0
 LINE_MAX: Final = 16 * 1024 * 1024
 RESTART_BACKOFF_S: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 QUICK_DEATH_S: Final = 5.0

@@ -60,8 +60,8 @@ http {{
 """
 
 NEAREST: Final = "    server {host}:{port} max_fails=10 fail_timeout=1s;"
-"""Ten failures within a second and it is left alone for one; then one request (a user's) tries it again. With three, a
-slow tail of 2 % at 200 requests/s would switch the region off every other second.
+"""Ten failures within a second and it is left alone for one; then one request (a user's) tries it again. Failures less
+than a second apart add up, so with fewer a slow tail of 2 % would keep the region switched off.
 """
 BACKUP: Final = "    server {host}:{port} max_fails=10 fail_timeout=1s backup weight={weight};"
 """All backups are equal to nginx: weights keep the second region's share near 99 %."""

@@ -28,6 +28,7 @@ from proxy.message import KNOWN_REQUEST_FIELDS, KNOWN_RESPONSE_FIELDS, RequestHe
 
 from . import hpack, semantics
 from .semantics import quoted
+from .sensitive import Sensitive
 
 if TYPE_CHECKING:
     from proxy.message import Field, Fields
@@ -93,6 +94,7 @@ def _read_request_fields(head: RequestHead, fields: Fields, authority: bytes | N
     known = head.known
     keep = head.fields.append
     host = authority
+    sensitive = False
     for field in fields:
         name, value = field
         kind = names.get(name)
@@ -106,6 +108,7 @@ def _read_request_fields(head: RequestHead, fields: Fields, authority: bytes | N
         elif kind == _COOKIE:  # crumbs, which only HTTP/2 allows (RFC 9113 section 8.2.3)
             crumbs = known.get(name)
             known[name] = crumbs + b"; " + value if crumbs and value else crumbs or value
+            sensitive = sensitive or type(value) is Sensitive
         elif kind == _LENGTH:
             if head.content_length is not None:
                 return "repeated content-length"
@@ -130,7 +133,7 @@ def _read_request_fields(head: RequestHead, fields: Fields, authority: bytes | N
             return f"field {quoted(name)} would be read as framing by some origins"
     cookie = known.get(b"cookie")
     if cookie is not None:
-        keep((b"cookie", cookie))
+        keep((b"cookie", Sensitive(cookie) if sensitive else cookie))
     if host is None:
         return "neither :authority nor host"
     valid = _authority(host) if len(host) <= _AUTHORITY_BYTES_MAX else None

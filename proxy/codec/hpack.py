@@ -20,6 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from . import huffman
+from .sensitive import Sensitive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,12 +57,6 @@ class HpackError(Exception):
 
 class HpackBombError(Exception):
     """A block that unfolds far beyond the bound."""
-
-
-class NeverIndexed(tuple[bytes, bytes]):
-    """A field that its sender wants in no table, on no hop (RFC 7541 section 6.2.3). Equal to the plain field."""
-
-    __slots__ = ()
 
 
 class Decoder:
@@ -136,7 +131,7 @@ class Decoder:
             field = (name, value)
             self._insert(field)
             return field, position
-        return NeverIndexed((name, value)) if octet & 0x10 else (name, value), position
+        return (name, Sensitive(value) if octet & 0x10 else value), position
 
     def _insert(self, field: Field) -> None:
         """Add an entry, evict the oldest for it; one larger than the table empties it (RFC 7541 section 4.4)."""
@@ -256,7 +251,7 @@ class Encoder:
         for field in fields:
             if field in _STATIC_FIELD:
                 parts.append(_STATIC_FIELD[field])
-            elif field in numbers and type(field) is tuple:
+            elif field in numbers and type(field[1]) is bytes:
                 parts.append(_INDEXED[newest - numbers[field]])
             else:
                 parts.append(self._literal(field))
@@ -267,7 +262,7 @@ class Encoder:
         name, value = field
         size = len(name) + len(value) + ENTRY_OVERHEAD
         short_cookie = name == b"cookie" and len(value) < _SHORT_COOKIE
-        secret = short_cookie or name in _CREDENTIALS or type(field) is NeverIndexed
+        secret = short_cookie or name in _CREDENTIALS or type(value) is Sensitive
         length = _LENGTH[len(value)] if len(value) < 256 else _prefixed(len(value), 0x7F, 0)
         if secret or size > _INDEXED_BYTES_MAX or size > self._size_max or not self._is_second(field):
             if not secret and name in _PLAIN_NAME:

