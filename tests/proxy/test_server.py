@@ -112,8 +112,8 @@ def test_an_origin_that_is_down_does_not_stop_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.xfail(strict=True, reason="server.py: PrintLogger writes the line feed by itself; WriteLogger would not")
 def test_an_event_of_the_log_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers share standard error, which has no buffer where PYTHONUNBUFFERED is set, as in most containers: what takes
-    two writes gets mixed up with the others' events.
+    """Workers share standard error, which has no buffer where PYTHONUNBUFFERED is set, as in many containers: what
+    takes two writes gets mixed up with the others' events.
     """
     reader, writer = os.pipe2(os.O_DIRECT)  # a read gives what one write wrote
     with os.fdopen(reader, "rb", 0) as pipe, os.fdopen(writer, "wb", 0) as raw:
@@ -174,6 +174,19 @@ def test_nobodys_requests_are_not_logged(program: Onetrip) -> None:
     log = program.path.parent / "access.log"
     wait_for(lambda: "/real" in log.read_text(), "the log line")
     assert "rehearsal" not in log.read_text()
+
+
+SAMPLED = """requests_total request_duration_seconds_bucket upstream_request_duration_seconds_bucket requests_in_flight
+connections_open upstream_connections_opened_total upstream_connections_reused_total upstream_handshake_seconds_bucket
+upstream_pool_idle hedges_total region_weight region_latency_seconds region_state endpoint_ejected config_reloads_total
+build_info"""
+
+
+def test_the_metrics_of_the_contract_have_samples(program: Onetrip) -> None:
+    get(program.port())
+    text = program.admin().ask("GET", "/metrics")
+    missing = [name for name in SAMPLED.split() if f"\nonetrip_{name}{{" not in text]
+    assert missing == []
 
 
 def test_a_bad_reload_is_refused_and_changes_nothing(program: Onetrip, origin: HttpOrigin) -> None:

@@ -104,7 +104,7 @@ def test_a_low_port_without_the_right_gets_a_hint(kept: Kept, monkeypatch: pytes
     monkeypatch.setattr(listening.socket, "socket", type("Socket", (socket.socket,), {"bind": refuse}))
     with pytest.raises(OSError, match=r"127\.0\.0\.1:80: Permission denied \(ports below 1024 need root"):
         bind(Address("127.0.0.1", 80))
-    with pytest.raises(OSError, match="Permission denied$"):
+    with pytest.raises(OSError, match=r"Permission denied$"):
         bind(Address("127.0.0.1", 8080))
 
 
