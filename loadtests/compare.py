@@ -33,7 +33,7 @@ from .wan.nginx import Nginx
 from .wan.onetrip import Onetrip
 from .wan.place import Contender
 from .wan.plots import pictures
-from .wan.report import Cell, Result, as_json, as_markdown, drift, repeatability, rewrite, summary_rows
+from .wan.report import LAG_MS_MAX, Cell, Result, as_json, as_markdown, drift, repeatability, rewrite, summary_rows
 from .wan.scenarios import QUICK, SCENARIOS, Pace, Run, Scenario
 from .wan.site import Site
 
@@ -44,6 +44,7 @@ VARIANTS: Final[tuple[Contender, ...]] = (
     Onetrip("onetrip-defaults", pool=""),
 )
 CONTENDERS: Final[dict[str, Contender]] = {contender.name: contender for contender in (*DEFAULT, *VARIANTS)}
+AGAIN: Final = 2  # disturbed runs are repeated so often
 POINTS_FROM_S: Final = -2.0
 POINTS_TO_S: Final = 8.0
 
@@ -54,26 +55,29 @@ def progress(message: str) -> None:
         print(f"\r\033[K{message}", end="", file=sys.stderr, flush=True)
 
 
+def lag_ms(run: Run) -> float:
+    """How late the load was: at p99 of many requests, at all where there was one."""
+    return max(run.disturbed_ms, evaluate.lag_p99_ms(run.samples) if run.samples else 0.0)
+
+
 async def turn(site: Site, scenario: Scenario, contender: Contender, pace: Pace, cell: Cell) -> None:
-    """One round of one proxy; a failure of ours ends its part in the scenario."""
+    """One round of one proxy; where the machine disturbed it, once more. A failure of ours ends its part."""
     try:
         contender.peer.find()
-        async with site.proxy(contender, scenario.name, scenario.only) as proxy:
-            run = Run(site, proxy, pace)
-            gc.collect()
-            gc.disable()  # a collection in the middle of a load would be a late start
-            try:
-                await scenario.run(run)
-            finally:
-                gc.enable()
+        run = await run_once(site, scenario, contender, pace)
+        for _ in range(AGAIN):
+            if lag_ms(run) <= LAG_MS_MAX:
+                break
+            progress(f"{scenario.name}: {contender.name} was disturbed, once more")
+            again = await run_once(site, scenario, contender, pace)
+            run = min(run, again, key=lag_ms)
     except (Unavailable, OSError) as error:
         cell.missing = f"not available: {error}"
         return
     cell.rounds.append(run.figures)
     for complaint, count in evaluate.complaints(run.samples).items():
         cell.complaints[complaint] = cell.complaints.get(complaint, 0) + count
-    if run.samples:
-        cell.lag_p99_ms = max(cell.lag_p99_ms, evaluate.lag_p99_ms(run.samples))
+    cell.lag_ms = max(cell.lag_ms, lag_ms(run))
     if not cell.points and run.zero:
         cell.fault_s = run.fault_s
         cell.points = [
@@ -81,6 +85,19 @@ async def turn(site: Site, scenario: Scenario, contender: Contender, pace: Pace,
             for sample in evaluate.between(run.samples, run.zero + POINTS_FROM_S, run.zero + POINTS_TO_S)
             if sample.method == "GET"
         ]
+
+
+async def run_once(site: Site, scenario: Scenario, contender: Contender, pace: Pace) -> Run:
+    """One run. Raises Unavailable, OSError."""
+    async with site.proxy(contender, scenario.name, scenario.only) as proxy:
+        run = Run(site, proxy, pace)
+        gc.collect()
+        gc.disable()  # a collection in the middle of a load would be a late start
+        try:
+            await scenario.run(run)
+        finally:
+            gc.enable()
+    return run
 
 
 async def scenario_result(

@@ -320,6 +320,8 @@ class UpstreamRuntime:
         for state in self.balancer.regions:
             snapshot.add("region_weight", state.weight, upstream=name, region=state.name)
             snapshot.add("region_state", int(state.state), upstream=name, region=state.name)
+            snapshot.add("region_latency_seconds", state.path, upstream=name, region=state.name, kind="rtt")
+            snapshot.add("region_latency_seconds", state.service, upstream=name, region=state.name, kind="service")
         for pool in self.pools:
             pool.export(snapshot, name, now)
         for links in self._socket_pools.values():

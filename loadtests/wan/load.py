@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from time import monotonic
@@ -20,6 +21,8 @@ from loadtests.lab.timers import Timers
 
 TIMEOUT_S: Final = 5.0
 """A user's patience: an answer later than this is none."""
+
+_BEAT_S: Final = 0.005
 
 POST_BODY: Final = b'{"order": 1}'
 
@@ -263,6 +266,29 @@ class OpenLoop:
             await self._drained.wait()
         self.samples.sort(key=lambda sample: sample.at)
         return self.samples
+
+
+class Heartbeat:
+    """How late this process's timers are: what is true of them is true of the load, when it sends one request only."""
+
+    def __init__(self) -> None:
+        self._timers = Timers(asyncio.get_running_loop())
+        self._late: deque[tuple[float, float]] = deque(maxlen=round(60 / _BEAT_S))
+        self._beat(monotonic() + _BEAT_S)
+
+    def worst_ms(self, since: float) -> float:
+        """The latest beat since then (time.monotonic)."""
+        return max((late_s for at, late_s in self._late if at >= since), default=0.0) * 1e3
+
+    def close(self) -> None:
+        """Stop."""
+        self._timers.close()
+
+    def _beat(self, due: float) -> None:
+        now = monotonic()
+        self._late.append((now, max(0.0, now - due)))
+        due = max(due + _BEAT_S, now)
+        self._timers.call_at(due, self._beat, due)
 
 
 async def burst(client: Client, count: int, path: str = "/") -> list[Sample]:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from . import evaluate
 from .evaluate import Figures
-from .load import Client, OpenLoop, Rate, Sample, burst
+from .load import Client, Heartbeat, OpenLoop, Rate, Sample, burst
 from .site import NEAREST, REGIONS, SECOND, Proxy, Site
 
 LATE_SHARE: Final = 0.02
@@ -81,7 +81,10 @@ QUICK: Final = Pace(
 
 @dataclass(slots=True)
 class Run:
-    """One proxy in one scenario. `samples` are for plots: a fault began at `zero` and took `fault_s`."""
+    """One proxy in one scenario. `samples` are for plots: a fault began at `zero` and took `fault_s`.
+
+    `disturbed_ms`: how late the load's own timers were while it waited for single answers.
+    """
 
     site: Site
     proxy: Proxy
@@ -89,6 +92,7 @@ class Run:
     samples: list[Sample] = field(default_factory=list)
     zero: float = 0.0
     fault_s: float = 0.0
+    disturbed_ms: float = 0.0
     figures: Figures = field(default_factory=dict)
 
     async def started(self, connections: int = CONNECTIONS) -> Client:
@@ -120,9 +124,13 @@ class Scenario:
 # First requests
 
 
-async def _first(client: Client) -> Figures:
+async def _first(run: Run, client: Client) -> Figures:
     """The next request. A failed one has no latency."""
+    heartbeat = Heartbeat()
+    began = monotonic()
     sample = await client.get()
+    run.disturbed_ms = max(run.disturbed_ms, heartbeat.worst_ms(began))
+    heartbeat.close()
     return {"first_ms": float("nan") if sample.failed else sample.latency_ms, **evaluate.failures([sample])}
 
 
@@ -140,7 +148,7 @@ async def cold(run: Run) -> None:
     parts: list[Figures] = []
     for _ in range(run.pace.starts):
         client = await run.started(1)
-        first = await _first(client)
+        first = await _first(run, client)
         client.close()
         await run.proxy.stop()
         parts.append({**first, "ready_s": run.proxy.started_in_s})
@@ -154,7 +162,7 @@ async def restart(run: Run) -> None:
     client.close()
     await run.proxy.stop()
     client = await run.started(1)
-    first = await _first(client)
+    first = await _first(run, client)
     load = OpenLoop(client, [Rate(run.pace.rate / 2)])
     await asyncio.sleep(run.pace.trickle)
     await run.proxy.stop()
@@ -174,7 +182,7 @@ async def _idle(run: Run, idle_s: float, origin_keeps_s: float) -> None:
     await asyncio.sleep(run.pace.trickle)
     await load.stop()
     await asyncio.sleep(idle_s)
-    run.figures = await _first(client)
+    run.figures = await _first(run, client)
     client.close()
 
 
@@ -211,7 +219,7 @@ async def single(run: Run) -> None:
     after_idle = run.figures
     await run.proxy.stop()
     client = await run.started(pace.burst)
-    first = await _first(client)
+    first = await _first(run, client)
     await asyncio.sleep(1.0)
     samples = await burst(client, pace.burst)
     client.close()

@@ -50,6 +50,17 @@ class _Running(Program):
         """Whether it is gone."""
         return self._process.poll() is not None
 
+    def hurry(self) -> None:
+        """Give all its threads the real-time priority of the origins and the load.
+
+        Not before it is ready: a start that takes most of a second of CPU would meet the kernel's limit for such
+        threads (95 % of each second), and its first request the pause that follows.
+        """
+        for pid in self.pids():
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with suppress(OSError):  # it has ended, or the user may not: ordinary priority then
+                    os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(MEASURING))
+
     def end(self, number: signal.Signals) -> None:
         """Let it finish what it has; stop it where that takes too long."""
         if not self.ended:
@@ -77,7 +88,7 @@ class Proxy:
         place, contender = self.place, self.contender
         config = place.directory / contender.config_name
         config.write_text(contender.config(place))
-        command = [*self._site.lab.command_prefix(), *_hurried(), *contender.peer.command(config)]
+        command = [*self._site.lab.command_prefix(), *contender.peer.command(config)]
         stdout = place.access_log if contender.name.startswith("haproxy") else place.directory / "stdout.log"
         began = monotonic()
         self.program = await asyncio.to_thread(
@@ -90,6 +101,7 @@ class Proxy:
                 raise Unavailable(f"was not ready within {READY_WITHIN_S:g} s: {self.program.complaint()}")
             await asyncio.sleep(_POLL_S)
         self.started_in_s = monotonic() - began
+        self.program.hurry()
         return self.started_in_s
 
     async def _ready(self) -> bool:
@@ -209,17 +221,6 @@ class Site:
         head, _, body = answer.partition(b"\r\n\r\n")
         words = head.split(None, 2)
         return (int(words[1]), body) if len(words) > 1 and words[1].isdigit() else (0, b"")
-
-
-def _hurried() -> list[str]:
-    """What starts a program with a real-time priority that its threads and workers inherit: nothing where it may not.
-
-    The proxies, the origins and the load get the same: what else the machine does is nobody's latency.
-    """
-    chrt = shutil.which("chrt")
-    if chrt is None or os.geteuid():
-        return []
-    return [chrt, "--fifo", str(MEASURING)]
 
 
 def _prepare(directory: Path, ca: Path) -> None:

@@ -53,8 +53,8 @@ class H2Messages(H2Control):
             return self._decoder.decode(block, self._limits.header_bytes, self._limits.headers)
         except HpackError as error:
             raise H2Error(wire.COMPRESSION_ERROR, str(error)) from None
-        except HpackBombError as error:
-            raise H2Error(wire.ENHANCE_YOUR_CALM, str(error)) from None
+        except HpackBombError as bomb:  # a name of its own: compiled code gives a name one type
+            raise H2Error(wire.ENHANCE_YOUR_CALM, str(bomb)) from None
         finally:
             if self._decoder.changes != changes:
                 self._memo.clear()

@@ -327,6 +327,20 @@ async def test_giving_up_a_dial_tells_nobody() -> None:
             assert told == []
 
 
+class Told:
+    """A balancer that writes down what it is told of dials."""
+
+    def __init__(self, balancer: Any, told: list[tuple[str, bool, float]]) -> None:
+        self._balancer = balancer
+        self._told = told
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._balancer, name)
+
+    def observe_connect(self, ep: Any, now: float, ok: bool, elapsed: float, phase: str) -> None:
+        self._told.append((phase, ok, elapsed))
+
+
 async def test_what_dialling_took_is_told_to_routing_phase_by_phase(ca: Issued, leaf: Issued) -> None:
     context = server_context(leaf)
     async with (
@@ -334,7 +348,7 @@ async def test_what_dialling_took_is_told_to_routing_phase_by_phase(ca: Issued, 
         edge(config(app.port, upstream=f'tls: {{ca: "{ca.certificate}"}}')) as it,
     ):
         told: list[tuple[str, bool, float]] = []
-        it.upstream.balancer.observe_connect = lambda _, now, ok, seconds, phase: told.append((phase, ok, seconds))
+        it.upstream.balancer = Told(it.upstream.balancer, told)
         client = await it.connect()
         await client.send(b"x")
         await client.exactly(1)

@@ -272,7 +272,7 @@ def test_draining_is_everybodys_and_a_second_signal_ends_it(origin: HttpOrigin, 
             wait_for(lambda: refused(program.port()), "the listener's end")
             told = status(program)
             assert told["stopping"] is True
-            assert told["workers"] == 2, "questions are answered meanwhile"
+            assert told["workers"] in (1, 2), "questions are answered meanwhile (a worker without clients has ended)"
             assert metrics(program)['requests_in_flight{listener="web"}'] == 8
             program.signal(signal.SIGTERM)
             assert program.wait() == 3
