@@ -12,7 +12,6 @@ import asyncio
 import datetime
 import gc
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -221,9 +220,6 @@ def main(arguments: list[str] | None = None) -> int:
     rounds = options.rounds or (1 if options.quick else 3)
     open_files_max()
     hurry(MEASURING)
-    others = os.sched_getaffinity(0) - {options.core}
-    if others:
-        os.sched_setaffinity(0, others)  # the lab's processes inherit it: the proxy has its core to itself
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything started is stopped
     options.out.mkdir(parents=True, exist_ok=True)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ def is_deferred(sock: socket.socket) -> bool:
 
 def connect_error(endpoint: Endpoint, error: OSError) -> ProxyError:
     """What a failed connect(2) means. Nothing of a request was sent."""
-    text = f"{endpoint}: {error.strerror or error}"
+    text = f"{endpoint}: {os.strerror(error.errno) if error.errno else error}"
     if error.errno == errno.ECONNREFUSED:
         return ProxyError(Kind.REFUSED, text, unprocessed=True)
     if error.errno in _UNREACHABLE:

@@ -136,7 +136,8 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
     fields.append((b"traceparent", traceparent))
     forwards = known.get(b"max-forwards")
     if forwards is not None:
-        hops = int(forwards) - 1 if forwards.isdigit() and head.method in (b"OPTIONS", b"TRACE") else None
+        counted = forwards.isdigit() and len(forwards) < 10 and head.method in (b"OPTIONS", b"TRACE")
+        hops = int(forwards) - 1 if counted else None
         fields.append((b"max-forwards", forwards if hops is None else b"%d" % max(0, hops)))
     if hop.trusted and known.get(b"early-data") == b"1":
         fields.append((b"early-data", b"1"))
@@ -151,4 +152,4 @@ def _pseudonyms(via: bytes) -> list[bytes]:
 def is_last_hop(head: RequestHead) -> bool:
     """`max-forwards: 0` (RFC 9110 section 7.6.2): the request ends here."""
     value = head.known.get(b"max-forwards")
-    return value is not None and value.isdigit() and not int(value)
+    return value is not None and value.isdigit() and not value.strip(b"0")

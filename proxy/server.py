@@ -56,7 +56,7 @@ def configure_log() -> Any:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
     return structlog.get_logger()
 
@@ -353,7 +353,11 @@ def serve(path: str) -> int:
         return EXIT_FAILED
     workers = worker_count(config)
     if workers == 1:
-        return uvloop.run(SingleProcess(path, config, sockets, log).run())
+        try:
+            return uvloop.run(SingleProcess(path, config, sockets, log).run())
+        except OSError as error:  # while starting: the access log can't be opened, say
+            print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
+            return EXIT_FAILED
     from .supervisor import Supervisor  # noqa: PLC0415 - only where there are several workers
 
     return asyncio.run(Supervisor(path, config, sockets, log, workers, contexts).run())

@@ -89,7 +89,11 @@ class Timers:
                 while bucket:
                     target = bucket.pop()
                     target.timer_bucket = None
-                    target.on_timer(now)
+                    try:
+                        target.on_timer(now)
+                    except Exception as error:
+                        context = {"message": f"timer of {target!r}", "exception": error}
+                        self._loop.call_exception_handler(context)
         finally:
             self._turn.end()
             if self._buckets:

@@ -105,7 +105,9 @@ class Worker:
                 model = self.config.routing(route.upstream)
                 region = replace(model.regions[0], endpoints=model.regions[0].endpoints[:1], standby=False)
                 upstream = self._new_upstream(self.config, route.upstream, replace(model, regions=(region,)))
-                rehearse(self._new_http_listener(section), upstream, route)
+                listener = self._new_http_listener(section)
+                listener.access_log = AccessLog("")
+                rehearse(listener, upstream, route)
                 return
 
     def _new_upstream(self, config: Config, name: str, model: Upstream | None = None) -> UpstreamRuntime:

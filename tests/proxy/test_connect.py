@@ -359,7 +359,6 @@ async def test_a_refused_connection_says_so(refusing: int, background: Backgroun
     assert caught.value.unprocessed
 
 
-@pytest.mark.xfail(strict=True, reason="connect.py: connect_error shows the loop's words, not the system's")
 async def test_a_refused_connection_is_told_in_the_systems_words(refusing: int, background: Background) -> None:
     with pytest.raises(ProxyError) as caught:
         await open_socket(Endpoint("127.0.0.1", refusing), Resolver(background), OPTIONS)

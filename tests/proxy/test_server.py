@@ -82,10 +82,7 @@ def test_a_certificate_that_does_not_fit_its_key_is_named(tmp_path: Path, capsys
     assert str(other.key) in said or str(one.certificate) in said
 
 
-RAISES = pytest.mark.xfail(strict=True, reason="server.py: `serve` lets OSError of a single worker's start through")
-
-
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=RAISES), 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_an_access_log_that_can_not_be_opened_is_named(tmp_path: Path, workers: int) -> None:
     path = tmp_path / "log.sock"
     with socket.socket(socket.AF_UNIX) as sock:
@@ -110,7 +107,6 @@ def test_an_origin_that_is_down_does_not_stop_the_start(tmp_path: Path) -> None:
         assert program.wait() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="server.py: PrintLogger writes the line feed by itself; WriteLogger would not")
 def test_an_event_of_the_log_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers share standard error, which has no buffer where PYTHONUNBUFFERED is set, as in many containers: what
     takes two writes gets mixed up with the others' events.
@@ -168,7 +164,6 @@ def test_it_serves_and_logs(program: Onetrip) -> None:
     assert 0 < found["first_byte"] <= found["total"] < 10_000
 
 
-@pytest.mark.xfail(strict=True, reason="worker.py: the rehearsal's requests are written to the user's access log")
 def test_nobodys_requests_are_not_logged(program: Onetrip) -> None:
     get(program.port(), "/real")
     log = program.path.parent / "access.log"

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (tables of cases read better with one case on a line)
 import json
 import os
 import textwrap
