@@ -26,6 +26,7 @@ from .lab.scheduling import MEASURING, hurry
 from .peers.report import machine, text_table
 from .peers.wiring import Unavailable, open_files_max
 from .wan import evaluate
+from .wan.catalogue import SCENARIOS
 from .wan.envoy import Envoy
 from .wan.haproxy import HAProxy
 from .wan.nginx import Nginx
@@ -33,7 +34,7 @@ from .wan.onetrip import Onetrip
 from .wan.place import Contender
 from .wan.plots import pictures
 from .wan.report import LAG_MS_MAX, Cell, Result, as_json, as_markdown, drift, repeatability, rewrite, summary_rows
-from .wan.scenarios import QUICK, SCENARIOS, Pace, Run, Scenario
+from .wan.scenarios import QUICK, Pace, Run, Scenario
 from .wan.site import Site
 
 DEFAULT: Final[tuple[Contender, ...]] = (Envoy(), HAProxy(), Nginx(), Onetrip())
@@ -119,7 +120,9 @@ def facts_of(contenders: list[Contender], rounds: int, pace: Pace) -> dict[str, 
     """What ran where."""
     facts = machine()
     when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    facts["run"] = f"{when}, {rounds} rounds{' at the quick pace' if pace is QUICK else ''}, medians; failures are sums"
+    facts["run"] = (
+        f"{when}, {rounds} rounds{' at the quick pace' if pace is QUICK else ''}, medians; failed requests are means"
+    )
     for contender in contenders:
         try:
             facts[contender.name] = contender.peer.version()

@@ -1,19 +1,23 @@
 """L4 listeners: `tcp` (plain or terminated TLS in, plain or TLS out) and `sni` (TLS passed through by server name).
 
     PRELUDE (PROXY header, TLS handshake, or ClientHello) ──> CONNECTING ──> RELAYING ──> CLOSED
+       └── a TLS handshake fails ──> LINGERING ─────────────────────────────────────────────┘
 
 A new client gets a warm link where there is one. Else links are dialled, and as no byte of the client has been sent
 yet, dials to other regions may race: a further one (as many as `retry` allows) starts when one fails, or when nothing
 is ready after `RACE_AFTER_S`; the first that is ready wins.
 
 While CONNECTING the client's bytes wait in the kernel, and (once that takes long) only its reset is noticed. A
-connection is idle when no byte moved for `timeouts.idle`, give or take a quarter.
+connection is idle when no byte moved for `timeouts.idle`, give or take a quarter. LINGERING: our alert has been sent,
+and our side shut down; what the client still sends is dropped for a while, because closing on unread bytes would make
+the kernel reset the connection and destroy the alert.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
 RACE_AFTER_S: Final = 0.25
 ACCEPT_BATCH: Final = 64
 ACCEPT_PAUSE_S: Final = 0.1
+LINGER_S: Final = 1.0
+LINGER_READS: Final = 16
 RECEIVE_BYTES: Final = 64 * 1024
 IDLE_CHECKS: Final = 4
 """How often within the idle time a connection is looked at."""
@@ -58,6 +64,7 @@ class State(Enum):
     PRELUDE = "prelude"
     CONNECTING = "connecting"
     RELAYING = "relaying"
+    LINGERING = "lingering"
     CLOSED = "closed"
 
 
@@ -75,6 +82,7 @@ class Tunnel:
         "_link",
         "_proxy_header",
         "_quiet",
+        "_refusal",
         "client",
         "destination",
         "listener",
@@ -117,6 +125,7 @@ class Tunnel:
         self._link: Link | None = None
         self._connecting_since = 0.0
         self._quiet = 0
+        self._refusal = ""
 
     def __repr__(self) -> str:
         return f"<Tunnel {self.client} to {self.target.endpoint if self.target else '-'} {self.state.value}>"
@@ -149,6 +158,11 @@ class Tunnel:
             return
         except OSError:
             data = b""
+        if self.state is State.LINGERING:
+            self._quiet += 1
+            if not data or self._quiet > LINGER_READS:
+                self._end(self._refusal, Outcome.CANCELLED)
+            return
         if not data:
             self._end("the client left before it said where to", Outcome.CANCELLED)
             return
@@ -202,7 +216,15 @@ class Tunnel:
             self._connect()
         elif engine.state is not TLSState.HANDSHAKING:
             self.listener.tls_failures += 1
-            self._end(f"TLS handshake: {engine.error}", Outcome.CANCELLED)
+            self._linger(f"TLS handshake: {engine.error}")
+
+    def _linger(self, refusal: str) -> None:
+        self._refusal = refusal
+        self.state = State.LINGERING
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+        now = monotonic()
+        self.listener.worker.timers.set(self, now + LINGER_S, now)
 
     # -- connecting --------------------------------------------------------------------------------
 
@@ -279,6 +301,8 @@ class Tunnel:
         """The prelude took too long; a dial is slow; or the relay is idle."""
         if self.state is State.PRELUDE:
             self._end(f"the client said nothing for {self.listener.header_timeout:g} s", Outcome.CANCELLED)
+        elif self.state is State.LINGERING:
+            self._end(self._refusal, Outcome.CANCELLED)
         elif self.state is State.CONNECTING:
             if now - self._connecting_since > self.route.timeouts.connect * 2:
                 self._end("no endpoint could be reached in time", Outcome.TIMEOUT)
@@ -486,7 +510,7 @@ class TunnelListener:
     def drain(self) -> None:
         """What is open may finish."""
         self.draining = True
-        for tunnel in [one for one in self.tunnels if one.state is State.PRELUDE]:
+        for tunnel in [one for one in self.tunnels if one.state in (State.PRELUDE, State.LINGERING)]:
             tunnel.abort()
         if not self.tunnels:
             self.drained.set()

@@ -1,8 +1,8 @@
 """The comparison over the WAN lab: Envoy, HAProxy, nginx and onetrip in the same scenarios. See docs/comparison.md.
 
-compare (the command) ── scenarios ── site      the lab's regions and origins, what goes wrong in them
-                           │     └── proxies    one proxy inside home: its config, process, readiness
-                           │     └── load       the open loop from home
-                           ├── evaluate         samples → figures, as multiples of a round trip
-                           └── report, plots    JSON, Markdown, SVG
+compare (the command) ── catalogue ── scenarios ── site          the lab, and one proxy at a time inside home
+                           │                └──── load          the open loop from home
+                           │                place ── envoy, haproxy, nginx, onetrip      their configs
+                           ├── evaluate     samples → figures
+                           └── report, plots     Markdown, JSON, SVG; multiples of a round trip
 """

@@ -274,21 +274,23 @@ class Heartbeat:
     def __init__(self) -> None:
         self._timers = Timers(asyncio.get_running_loop())
         self._late: deque[tuple[float, float]] = deque(maxlen=round(60 / _BEAT_S))
-        self._beat(monotonic() + _BEAT_S)
+        self._due = monotonic() + _BEAT_S
+        self._timers.call_at(self._due, self._beat)
 
     def worst_ms(self, since: float) -> float:
-        """The latest beat since then (time.monotonic)."""
-        return max((late_s for at, late_s in self._late if at >= since), default=0.0) * 1e3
+        """How late the latest beat since then (time.monotonic) was; the one that is due now counts too."""
+        late_s = [late_s for at, late_s in self._late if at >= since]
+        return max(0.0, monotonic() - self._due, *late_s) * 1e3
 
     def close(self) -> None:
         """Stop."""
         self._timers.close()
 
-    def _beat(self, due: float) -> None:
+    def _beat(self) -> None:
         now = monotonic()
-        self._late.append((now, max(0.0, now - due)))
-        due = max(due + _BEAT_S, now)
-        self._timers.call_at(due, self._beat, due)
+        self._late.append((now, now - self._due))
+        self._due = max(self._due + _BEAT_S, now)
+        self._timers.call_at(self._due, self._beat)
 
 
 async def burst(client: Client, count: int, path: str = "/") -> list[Sample]:

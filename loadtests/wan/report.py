@@ -34,11 +34,7 @@ class Cell:
     def value(self, column: Column) -> float:
         """One figure out of those of all rounds."""
         values = [figures[column.key] for figures in self.rounds]
-        if column.how == "total":
-            return sum(values)
-        if column.how == "worst":
-            return max(values)
-        return median(values)
+        return sum(values) / len(values) if column.how == "mean" else median(values)
 
     def spread(self, column: Column) -> float:
         """How far the rounds are from their median, as a share of it; nan where that says nothing."""
@@ -89,7 +85,7 @@ def show(value: float, column: Column, rtt_ms: float) -> str:
         return f"{value:.1f} s"
     if column.unit == "share":
         return f"{value:.1%}"
-    return f"{value:.0f}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +120,7 @@ SUMMARY: Final = (
     Line("refuse", "us is down: the same", _FAULT_KEYS),
     Line("slow-path", "us's round trip 60 → 400 ms: the same", _FAULT_KEYS),
     Line("return", "back at us after", ("return_returned_s",)),
-    Line("restart", "a restart at 50/s: requests failed", ("failed_get",)),
+    Line("restart", "a restart at 50/s: requests failed", ("refused",)),
 )
 
 

@@ -1,4 +1,4 @@
-"""What happens to a proxy, and what is measured of it.
+"""What happens to a proxy, and what is measured of it. `catalogue` has the list.
 
 Every scenario starts the proxy anew and is a function of a `Run`; its figures are named in `Column`s, which also say
 how several rounds become one figure. `Pace` holds all durations: a quick pace shows that everything works, its figures
@@ -30,7 +30,7 @@ SETTLED: Final = 1.1
 """A fail-over is complete when the median is within so many round trips of the second region."""
 
 Unit = Literal["rtt", "s", "count", "share"]
-How = Literal["median", "total", "worst"]
+How = Literal["median", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,8 @@ async def restart(run: Run) -> None:
     samples = await load.stop()
     client.close()
     run.samples = samples
-    run.figures = {**first, **evaluate.failures(samples), "ready_s": run.proxy.started_in_s}
+    refused = evaluate.failures(samples)["failed_get"]
+    run.figures = {**first, "refused": refused, "ready_s": run.proxy.started_in_s}
 
 
 async def _idle(run: Run, idle_s: float, origin_keeps_s: float) -> None:
@@ -355,89 +356,3 @@ async def slow_path(run: Run) -> None:
 async def back(run: Run) -> None:
     """A blackhole that ends: when does the traffic return, and does it cost anybody anything?"""
     await _fault(run, _path(blackhole=True), _path(blackhole=False), after_s=run.pace.back)
-
-
-_FAILED: Final = (Column("failed_get", "GETs failed", "count", "total"),)
-_FAILED_BOTH: Final = (*_FAILED, Column("failed_post", "POSTs failed", "count", "total"))
-_FIRST: Final = (Column("first_ms", "first request"), *_FAILED)
-_READY: Final = Column("ready_s", "ready after", "s")
-_SPREAD: Final = (Column("p50_ms", "p50"), Column("p99_ms", "p99"), Column("p999_ms", "p99.9"))
-_EXTRA: Final = (Column("extra", "extra requests", "share"), Column("nearest", "answered by us", "share"))
-_FAULT: Final = (
-    Column("p99_ms", "p99"),
-    Column("slowest_ms", "slowest"),
-    Column("over_300", "over 300 ms", "count"),
-    Column("took_over_s", "median at eu's after", "s"),
-    *_FAILED_BOTH,
-)
-
-SCENARIOS: Final = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario(
-            "cold", "The first request of a process", "sent when it says that it is ready", (*_FIRST, _READY), cold
-        ),
-        Scenario(
-            "restart",
-            "A restart",
-            "the first request after it; requests at 50/s during another one",
-            (*_FIRST, _READY),
-            restart,
-        ),
-        Scenario("idle", "After 8 s of silence", "the origins close idle connections after 8 s", _FIRST, idle),
-        Scenario("idle-60", "After 60 s of silence", "the origins close them after 75 s", _FIRST, long_idle),
-        Scenario(
-            "burst",
-            "50 requests at once",
-            "through a proxy that has seen 5/s",
-            (Column("p50_ms", "p50"), Column("slowest_ms", "slowest"), *_FAILED),
-            bursts,
-        ),
-        Scenario(
-            "single",
-            "One region, 80 ms away",
-            "first request, after 8 s of silence, 50 at once",
-            (
-                Column("first_ms", "first request"),
-                Column("idle_ms", "after idle"),
-                Column("p50_ms", "burst p50"),
-                Column("slowest_ms", "burst slowest"),
-                *_FAILED,
-            ),
-            single,
-            against=SECOND,
-            only=SECOND,
-        ),
-        Scenario("steady", "Steady, 200/s", "nothing is wrong", (*_SPREAD, *_FAILED, *_EXTRA), steady),
-        Scenario(
-            "tail", "A slow tail", "2 % of us's answers are late by 1 s, 200/s", (*_SPREAD, *_FAILED, *_EXTRA), tail
-        ),
-        Scenario("blackhole", "us goes dark", "packets vanish; 100 GETs/s, 10 POSTs/s", _FAULT, blackhole),
-        Scenario("hang", "us hangs", "requests are read and never answered", _FAULT, hang),
-        Scenario("errors", "us answers 503", "30 % of requests, then all, /healthz too", _FAULT, errors),
-        Scenario("drops", "us drops all connections", "three times, a RST to each", _FAULT, drops),
-        Scenario("resets", "us resets every request", "a RST for an answer", _FAULT, resets),
-        Scenario("refuse", "us is down", "connections dropped, new ones refused", _FAULT, refuse),
-        Scenario(
-            "loss",
-            "us's path loses packets",
-            "2 % each way, 100/s",
-            (*_SPREAD, Column("slowest_ms", "slowest"), *_FAILED, *_EXTRA),
-            loss,
-        ),
-        Scenario("slow-path", "us's path gets long", "its round trip from 60 to 400 ms", _FAULT, slow_path),
-        Scenario(
-            "return",
-            "us comes back",
-            "after a blackhole",
-            (
-                Column("return_first_s", "first answer from us", "s"),
-                Column("return_returned_s", "90 % from us", "s"),
-                Column("return_flaps", "lost again", "count"),
-                Column("return_failed_get", "GETs failed after", "count", "total"),
-                Column("return_failed_post", "POSTs failed after", "count", "total"),
-            ),
-            back,
-        ),
-    )
-}

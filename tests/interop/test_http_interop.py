@@ -124,7 +124,7 @@ http {{
   uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
   client_max_body_size 0;
   types {{ text/html html; application/octet-stream bin; }}
-  gzip on; gzip_min_length 1; gzip_types text/html;
+  gzip on; gzip_proxied any; gzip_min_length 1; gzip_types text/html;
   server {{
     listen 127.0.0.1:{port} ssl;
     server_name localhost;
@@ -218,7 +218,7 @@ def test_one_connection_serves_many_requests(edge: Onetrip) -> None:
 
 
 def test_heads_ranges_conditions_and_compression(edge: Onetrip, nginx: Nginx) -> None:
-    head = curl("-I", at(edge, "/large.bin")).stdout.decode().lower()
+    head = curl("-I", at(edge, "/large.bin")).stdout.decode()
     assert "content-length: 5000000" in head
     assert curl("-r", "100-199", at(edge, "/large.bin")).stdout == nginx.large[100:200]
     stamp = re.search(r"last-modified: (.*)\r", head)
@@ -289,7 +289,7 @@ def test_clients_need_a_certificate_where_it_says_so(edge: Onetrip, ca: Issued, 
     assert done.stdout.startswith(b"<!doctype")
     for more in ([], ["--cert", str(stranger.certificate), "--key", str(stranger.key)]):
         refused = curl(*more, *asked, check=False)
-        assert refused.returncode in (35, 56), refused.stderr
+        assert refused.returncode in (35, 55, 56), refused.stderr
         assert refused.stdout == b""
     edge.event("tls_handshake_failed", 2)
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from loadtests import compare
-from loadtests.wan.scenarios import QUICK
+from loadtests.peers.wiring import Unavailable
+from loadtests.wan.catalogue import SCENARIOS
+from loadtests.wan.report import Cell
+from loadtests.wan.scenarios import QUICK, Run
 
 
 def test_one_scenario_from_the_command_line(
@@ -34,3 +37,33 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pyte
     facts = compare.facts_of([compare.CONTENDERS["haproxy"]], 1, QUICK)
     found = facts["haproxy"]
     assert found.startswith(("missing, not installed: apt install haproxy", "HAProxy version"))  # sbin is looked at too
+
+
+@pytest.mark.parametrize(("lags_ms", "kept_ms"), [([0.3], 0.3), ([9.0, 0.2], 0.2), ([9.0, 4.0, 7.0], 4.0)])
+async def test_a_disturbed_run_is_repeated_and_the_calmest_counts(
+    lags_ms: list[float], kept_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = iter(lags_ms)
+
+    async def run_once(*_: object) -> Run:
+        lag_ms = next(made)
+        return Run(None, None, QUICK, figures={"first_ms": lag_ms}, disturbed_ms=lag_ms)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compare, "run_once", run_once)
+    cell = Cell()
+    contender = compare.CONTENDERS["onetrip"]
+    await compare.turn(None, SCENARIOS["cold"], contender, QUICK, cell)  # type: ignore[arg-type]
+    assert cell.rounds == [{"first_ms": kept_ms}]
+    assert cell.lag_ms == kept_ms
+    assert next(made, None) is None
+
+
+async def test_what_does_not_come_up_stands_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run_once(*_: object) -> Run:
+        raise Unavailable("did not start: no such file")
+
+    monkeypatch.setattr(compare, "run_once", run_once)
+    cell = Cell()
+    await compare.turn(None, SCENARIOS["cold"], compare.CONTENDERS["onetrip"], QUICK, cell)  # type: ignore[arg-type]
+    assert cell.remarks() == "not available: did not start: no such file"
+    assert not cell.rounds

@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -399,6 +400,45 @@ async def test_a_client_that_speaks_no_tls_is_counted(leaf: Issued) -> None:
         await it.quiet()
         assert counted(it)["tls_handshake_failures"] == 1
         assert app.peers == []
+
+
+async def test_a_client_without_a_certificate_is_told_so(ca: Issued, leaf: Issued) -> None:
+    """In TLS 1.3 it has sent its first bytes by then: they must not turn the alert into a reset."""
+    pair = f'{{certificate: "{leaf.certificate}", key: "{leaf.key}"}}'
+    listener = f'tls: {{certificates: [{pair}], client_ca: "{ca.certificate}"}}, upstream: app'
+    async with origin() as app, edge(config(app.port, listener=listener)) as it:
+        peer = await it.connect()
+        client = TLSPeer(peer, client_context(ca), "localhost")
+        with pytest.raises(ssl.SSLWantReadError):
+            client.tls.do_handshake()
+        await client._flush()
+        while True:
+            await peer.fill()
+            client._in.write(peer.held)
+            peer.held = b""
+            with suppress(ssl.SSLWantReadError):
+                client.tls.do_handshake()
+                break
+        await client._flush()
+        await wait_for(lambda: counted(it)["tls_handshake_failures"] == 1)
+        for _ in range(5):  # a second write to a closed socket would fail
+            client.tls.write(b"secret")
+            await client._flush()
+            await asyncio.sleep(0.001)
+        with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+            await client.exactly(1)
+        peer.half_close()
+        await it.quiet()
+        assert app.peers == []
+
+
+async def test_a_client_that_lingers_after_its_refusal_is_closed(leaf: Issued, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnelling, "LINGER_S", 0.02)
+    async with origin() as app, edge(config(app.port, listener=tls_listener(leaf))) as it:
+        client = await it.connect()
+        await client.send(b"no TLS at all")
+        await client.rest()
+        await wait_for(lambda: not it.listener.tunnels)
 
 
 async def test_a_slow_client_does_not_use_up_the_time_to_connect(
