@@ -188,7 +188,7 @@ async def test_latency_counts_from_when_a_request_was_due() -> None:
 async def test_the_heartbeat_sees_a_blocked_loop() -> None:
     heartbeat = Heartbeat()
     began = monotonic()
-    time.sleep(0.05)  # noqa: ASYNC251 - the loop is to be blocked
+    time.sleep(0.05)
     assert heartbeat.worst_ms(began) >= 40  # the beat that could not come
     while not heartbeat._late:
         await asyncio.sleep(0)
