@@ -55,13 +55,18 @@ async def warmed_up(start, origin, ca, **settings):
 
 
 async def test_warm_connections_keep_every_ticket_and_the_next_ones_resume(start, origin, ca):
-    proxy = await start(config(origin, ca, early=False, warm=3))
+    for _ in range(12):  # a dial that comes late may already resume: then it was another story than this one
+        proxy = await start(config(origin, ca, early=False, warm=3))
+        opened = proxy.pool.counters.opened
+        await wait_for(lambda opened=opened: opened["full"] + opened["resumed"] == 3)
+        if opened["full"] == 3:
+            break
     await wait_for(lambda: events(proxy).get("stored") == 6)
     assert proxy.worker.status()["upstreams"]["app"]["regions"][0]["endpoints"][0]["tls_sessions"] == 6
     for connection in origin.connections:
         connection.transport.abort()
-    await wait_for(lambda: proxy.pool.counters.opened["resumed"] == 3)
-    assert proxy.pool.counters.opened["full"] == 3
+    await wait_for(lambda: opened["resumed"] == 3)
+    assert opened["full"] == 3
     assert events(proxy)["resumed"] == 3
 
 
