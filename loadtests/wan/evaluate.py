@@ -143,11 +143,3 @@ def regions(samples: Sequence[Sample]) -> dict[str, int]:
 def complaints(samples: Sequence[Sample]) -> dict[str, int]:
     """Why requests failed, and how many each."""
     return dict(Counter(f"{s.method} {s.error or s.status}" for s in samples if s.failed).most_common(5))
-
-
-def lag_p99_ms(samples: Sequence[Sample]) -> float:
-    """How late the generator was with 1 % of its answered requests: what it says of the machine.
-
-    A refused request makes it dial again, which is its own doing.
-    """
-    return quantile((sample.lag_ms for sample in samples if not sample.failed), 0.99)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from time import monotonic
@@ -21,8 +20,6 @@ from loadtests.lab.timers import Timers
 
 TIMEOUT_S: Final = 5.0
 """A user's patience: an answer later than this is none."""
-
-_BEAT_S: Final = 0.005
 
 POST_BODY: Final = b'{"order": 1}'
 
@@ -266,31 +263,6 @@ class OpenLoop:
             await self._drained.wait()
         self.samples.sort(key=lambda sample: sample.at)
         return self.samples
-
-
-class Heartbeat:
-    """How late this process's timers are: what is true of them is true of the load, when it sends one request only."""
-
-    def __init__(self) -> None:
-        self._timers = Timers(asyncio.get_running_loop())
-        self._late: deque[tuple[float, float]] = deque(maxlen=round(60 / _BEAT_S))
-        self._due = monotonic() + _BEAT_S
-        self._timers.call_at(self._due, self._beat)
-
-    def worst_ms(self, since: float) -> float:
-        """How late the latest beat since then (time.monotonic) was; the one that is due now counts too."""
-        late_s = [late_s for at, late_s in self._late if at >= since]
-        return max(0.0, monotonic() - self._due, *late_s) * 1e3
-
-    def close(self) -> None:
-        """Stop."""
-        self._timers.close()
-
-    def _beat(self) -> None:
-        now = monotonic()
-        self._late.append((now, now - self._due))
-        self._due = max(self._due + _BEAT_S, now)
-        self._timers.call_at(self._due, self._beat)
 
 
 async def burst(client: Client, count: int, path: str = "/") -> list[Sample]:

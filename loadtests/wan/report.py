@@ -12,8 +12,8 @@ from loadtests.peers.report import markdown_table
 from .evaluate import Figures, median
 from .scenarios import Column, Scenario
 
-LAG_MS_MAX: Final = 3.0
-"""A load later than this with one request in a hundred says that the machine was busy with something else."""
+LATE_MS_MAX: Final = 3.0
+"""When the witness saw more than this, the machine was busy with something else (see `site.Witness`)."""
 NEVER: Final = "never"
 BEGIN: Final = "<!-- comparison -->"
 END: Final = "<!-- /comparison -->"
@@ -26,7 +26,7 @@ class Cell:
     rounds: list[Figures] = field(default_factory=list)
     missing: str = ""
     complaints: dict[str, int] = field(default_factory=dict)
-    lag_ms: float = 0.0
+    late_ms: float = 0.0
     points: list[tuple[float, float, str]] = field(default_factory=list)
     """Of the first round: (seconds from the fault, ms, region or "" where it failed)."""
     fault_s: float = 0.0
@@ -48,8 +48,8 @@ class Cell:
         if self.missing:
             return self.missing
         parts = [f"{count} × {what}" for what, count in self.complaints.items()]
-        if self.lag_ms > LAG_MS_MAX:
-            parts.append(f"disturbed: the load was {self.lag_ms:.0f} ms late")
+        if self.late_ms > LATE_MS_MAX:
+            parts.append(f"disturbed: the machine made answers {self.late_ms:.0f} ms late")
         return "; ".join(parts)
 
 
@@ -194,7 +194,7 @@ def as_json(results: list[Result], facts: dict[str, str]) -> dict[str, Any]:
                 "figures": {column.key: _plain(cell.value(column)) for column in scenario.columns},
                 "rounds": [{key: _plain(value) for key, value in figures.items()} for figures in cell.rounds],
                 "failures": cell.complaints,
-                "lag_ms": _plain(cell.lag_ms),
+                "late_ms": _plain(cell.late_ms),
                 "fault_s": round(cell.fault_s, 3),
                 "points": [[round(at, 3), round(ms, 1), region] for at, ms, region in cell.points],
             }

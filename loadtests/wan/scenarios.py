@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from . import evaluate
 from .evaluate import Figures
-from .load import Client, Heartbeat, OpenLoop, Rate, Sample, burst
+from .load import Client, OpenLoop, Rate, Sample, burst
 from .site import NEAREST, REGIONS, SECOND, Proxy, Site
 
 LATE_SHARE: Final = 0.02
@@ -83,7 +83,7 @@ QUICK: Final = Pace(
 class Run:
     """One proxy in one scenario. `samples` are for plots: a fault began at `zero` and took `fault_s`.
 
-    `disturbed_ms`: how late the load's own timers were while it waited for single answers.
+    `windows`: when something was measured (time.monotonic).
     """
 
     site: Site
@@ -92,7 +92,7 @@ class Run:
     samples: list[Sample] = field(default_factory=list)
     zero: float = 0.0
     fault_s: float = 0.0
-    disturbed_ms: float = 0.0
+    windows: list[tuple[float, float]] = field(default_factory=list)
     figures: Figures = field(default_factory=dict)
 
     async def started(self, connections: int = CONNECTIONS) -> Client:
@@ -126,11 +126,9 @@ class Scenario:
 
 async def _first(run: Run, client: Client) -> Figures:
     """The next request. A failed one has no latency."""
-    heartbeat = Heartbeat()
     began = monotonic()
     sample = await client.get()
-    run.disturbed_ms = max(run.disturbed_ms, heartbeat.worst_ms(began))
-    heartbeat.close()
+    run.windows.append((began, monotonic()))
     return {"first_ms": float("nan") if sample.failed else sample.latency_ms, **evaluate.failures([sample])}
 
 
@@ -206,7 +204,9 @@ async def bursts(run: Run) -> None:
         await asyncio.sleep(run.pace.trickle)
         await load.stop()
         await asyncio.sleep(0.5)
+        began = monotonic()
         run.samples = await burst(client, run.pace.burst)
+        run.windows.append((began, monotonic()))
         client.close()
         await run.proxy.stop()
         parts.append({**evaluate.latencies(run.samples), **evaluate.failures(run.samples)})
@@ -246,6 +246,7 @@ async def _window(run: Run, rate: float, seconds: float, begin: Callable[[], Awa
     reached = sum((await run.site.requests()).values()) - sum(before.values())
     client.close()
     run.samples = samples = evaluate.between(everything, since, since + seconds)
+    run.windows.append((since, since + seconds))
     run.figures = {**evaluate.latencies(samples), **evaluate.failures(samples)}
     # Counted over the whole load, so that no request crosses an edge; all that is extra belongs to the window.
     run.figures["extra"] = (reached - len(everything)) / max(1, len(samples))
@@ -289,6 +290,7 @@ async def _fault(run: Run, begin: Change, end: Change, *, after_s: float | None 
     samples = await load.stop()
     client.close()
     run.samples, run.zero, run.fault_s = samples, began, ended - began
+    run.windows.append((began, ended))
     run.figures = evaluate.fault(samples, began, ended, lead_s=LEAD_S, settled_ms=SETTLED * REGIONS[SECOND])
     run.figures |= {f"return_{key}": value for key, value in evaluate.returned(samples, ended, NEAREST).items()}
 

@@ -26,13 +26,16 @@ from loadtests.lab.scheduling import MEASURING, hurry
 from loadtests.peers.process import Program, free_port
 from loadtests.peers.wiring import Unavailable
 
-from .load import Client
+from . import evaluate
+from .load import Client, OpenLoop, Rate
 from .place import Contender, Place
 
 REGIONS: Final = {"us": 60.0, "eu": 80.0, "ap": 150.0}
 """Round trips from home in milliseconds, the nearest first."""
 NEAREST: Final = "us"
 SECOND: Final = "eu"
+UNTOUCHED: Final = "ap"
+_WITNESS_RATE: Final = 50.0
 PORT: Final = 8080
 ADMIN_PORT: Final = 9901
 READY_WITHIN_S: Final = 20.0
@@ -88,7 +91,7 @@ class Proxy:
         place, contender = self.place, self.contender
         config = place.directory / contender.config_name
         config.write_text(contender.config(place))
-        command = [*self._site.lab.command_prefix(), *contender.peer.command(config)]
+        command = [*self._site.lab.command_prefix(), *_favoured(), *contender.peer.command(config)]
         stdout = place.access_log if contender.name.startswith("haproxy") else place.directory / "stdout.log"
         began = monotonic()
         self.program = await asyncio.to_thread(
@@ -133,6 +136,32 @@ class Proxy:
         return self._site.client(self.place.port)
 
 
+class Witness:
+    """Requests past every proxy to a region that no scenario touches: what slows them down is the machine's doing.
+
+    Something that floods loopback, say, holds up the packets of all namespaces, and neither the carrier nor the load's
+    timers notice.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._load = OpenLoop(client, [Rate(_WITNESS_RATE)], "/healthz")
+
+    def late_ms(self, begin: float, end: float, share: float = 1.0) -> float:
+        """How much longer than the path's round trip those took that were out between the two instants.
+
+        Of `share` of them: 0.99 is the 99th percentile.
+        """
+        trip_s = REGIONS[UNTOUCHED] / 1e3
+        meanwhile = evaluate.between(self._load.samples, begin - trip_s, end)
+        return max(0.0, evaluate.quantile((s.latency_ms for s in meanwhile), share) - REGIONS[UNTOUCHED])
+
+    async def close(self) -> None:
+        """Stop."""
+        await self._load.stop()
+        self._client.close()
+
+
 class Site:
     """The lab with an origin in each region."""
 
@@ -158,6 +187,7 @@ class Site:
             for origin in origins:
                 for pid in origin.pids:
                     hurry(MEASURING, pid)
+            await lab.origin(UNTOUCHED)  # without TLS, for the witness: no proxy knows it
             _prepare(directory, lab.ca.certificate)
             yield cls(lab, dict(zip(REGIONS, origins, strict=True)), directory, core)
 
@@ -193,14 +223,27 @@ class Site:
         return {name: figures["requests"] - figures.get("health_checks", 0.0) for name, figures in counters.items()}
 
     async def dial(self, port: int) -> socket.socket:
-        """A connected socket in home. Raises OSError."""
+        """A socket in home that is connected to a port of its loopback. Raises OSError."""
+        return await self._dialled(("127.0.0.1", port))
+
+    async def _dialled(self, address: tuple[str, int]) -> socket.socket:
         made = self.lab.socket()
         try:
-            await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", port))
+            await asyncio.get_running_loop().sock_connect(made, address)
         except BaseException:
             made.close()
             raise
         return made
+
+    async def witness(self) -> Witness:
+        """Begin to watch the machine."""
+
+        async def dial() -> socket.socket:
+            return await self._dialled(self.lab.address(UNTOUCHED, 1))
+
+        client = Client(dial, SERVER_NAME)
+        await client.open(16)
+        return Witness(client)
 
     def client(self, port: int) -> Client:
         """A client in home."""
@@ -221,6 +264,12 @@ class Site:
         head, _, body = answer.partition(b"\r\n\r\n")
         words = head.split(None, 2)
         return (int(words[1]), body) if len(words) > 1 and words[1].isdigit() else (0, b"")
+
+
+def _favoured() -> list[str]:
+    """What starts a program before everything ordinary on its core, where the user may: a start is measured too."""
+    nice = shutil.which("nice")
+    return [nice, "-n", "-15"] if nice is not None and not os.geteuid() else []
 
 
 def _prepare(directory: Path, ca: Path) -> None:

@@ -136,9 +136,3 @@ class TestReturn:
 
     def test_nothing_was_sent(self) -> None:
         assert evaluate.returned([], 1.0, "us")["returned_s"] == math.inf
-
-
-def test_the_generators_lag_is_that_of_answered_requests() -> None:
-    answered = [Sample(0, 60, "GET", 200, "us", "", lag) for lag in (0.1, 0.2)]
-    refused = Sample(0, 1, "GET", 0, "", "connect: refused", 15.0)
-    assert evaluate.lag_p99_ms([*answered, refused]) == 0.2

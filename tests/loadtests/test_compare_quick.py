@@ -11,8 +11,10 @@ import pytest
 from loadtests import compare
 from loadtests.peers.wiring import Unavailable
 from loadtests.wan.catalogue import SCENARIOS
+from loadtests.wan.load import Sample
 from loadtests.wan.report import Cell
 from loadtests.wan.scenarios import QUICK, Run
+from loadtests.wan.site import REGIONS, UNTOUCHED, Witness
 
 
 def test_one_scenario_from_the_command_line(
@@ -39,22 +41,22 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pyte
     assert found.startswith(("missing, not installed: apt install haproxy", "HAProxy version"))  # sbin is looked at too
 
 
-@pytest.mark.parametrize(("lags_ms", "kept_ms"), [([0.3], 0.3), ([9.0, 0.2], 0.2), ([9.0, 4.0, 7.0], 4.0)])
+@pytest.mark.parametrize(("late", "kept_ms"), [([0.3], 0.3), ([9.0, 0.2], 0.2), ([9.0, 4.0, 7.0], 4.0)])
 async def test_a_disturbed_run_is_repeated_and_the_calmest_counts(
-    lags_ms: list[float], kept_ms: float, monkeypatch: pytest.MonkeyPatch
+    late: list[float], kept_ms: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = iter(lags_ms)
+    made = iter(late)
 
-    async def run_once(*_: object) -> Run:
-        lag_ms = next(made)
-        return Run(None, None, QUICK, figures={"first_ms": lag_ms}, disturbed_ms=lag_ms)  # type: ignore[arg-type]
+    async def run_once(*_: object) -> tuple[Run, float]:
+        late_ms = next(made)
+        return Run(None, None, QUICK, figures={"first_ms": late_ms}), late_ms  # type: ignore[arg-type]
 
     monkeypatch.setattr(compare, "run_once", run_once)
     cell = Cell()
     contender = compare.CONTENDERS["onetrip"]
     await compare.turn(None, SCENARIOS["cold"], contender, QUICK, cell)  # type: ignore[arg-type]
     assert cell.rounds == [{"first_ms": kept_ms}]
-    assert cell.lag_ms == kept_ms
+    assert cell.late_ms == kept_ms
     assert next(made, None) is None
 
 
@@ -67,3 +69,24 @@ async def test_what_does_not_come_up_stands_in_its_row(monkeypatch: pytest.Monke
     await compare.turn(None, SCENARIOS["cold"], compare.CONTENDERS["onetrip"], QUICK, cell)  # type: ignore[arg-type]
     assert cell.remarks() == "not available: did not start: no such file"
     assert not cell.rounds
+
+
+class Fixed:
+    """A witness that has seen these excesses (ms), one every 20 ms from 0 on."""
+
+    def __init__(self, excess_ms: list[float]) -> None:
+        trip_ms = REGIONS[UNTOUCHED]
+        self.samples = [Sample(n / 50, trip_ms + late, "GET", 200, "ap", "", 0) for n, late in enumerate(excess_ms)]
+
+    def witness(self) -> Witness:
+        made = object.__new__(Witness)
+        made._load = self  # type: ignore[assignment]
+        return made
+
+
+def test_the_witness_speaks_for_the_windows_alone() -> None:
+    witness = Fixed([0.1] * 100 + [40.0] + [0.1] * 99).witness()
+    assert compare.lateness_ms(witness, []) == 0.0
+    assert compare.lateness_ms(witness, [(0.5, 0.56)]) == pytest.approx(0.1)
+    assert compare.lateness_ms(witness, [(0.5, 0.56), (2.1, 2.2)]) == pytest.approx(40.0)  # it was out then
+    assert compare.lateness_ms(witness, [(0.2, 3.9)]) == pytest.approx(0.1)  # one in two hundred is not the 99th

@@ -107,8 +107,8 @@ def test_repeatability_and_drift(results: list[Result]) -> None:
 
 
 def test_a_late_generator_is_said() -> None:
-    assert "disturbed" in Cell([{}], lag_ms=9.0).remarks()
-    assert Cell([{}], lag_ms=0.5, complaints={"GET 503": 2}).remarks() == "2 × GET 503"
+    assert "disturbed" in Cell([{}], late_ms=9.0).remarks()
+    assert Cell([{}], late_ms=0.5, complaints={"GET 503": 2}).remarks() == "2 × GET 503"
 
 
 def test_markdown_holds_every_table(results: list[Result]) -> None:

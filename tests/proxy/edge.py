@@ -27,6 +27,7 @@ upstreams:
     timeouts: {{connect: {connect}, idle: {idle}}}
     pool: {{warm: {warm}, max_connections: {max_connections}{pool}}}
     {upstream}
+admin: {{address: "127.0.0.1:0"}}
 access_log: off
 limits: {{{limits}}}
 """

@@ -62,6 +62,7 @@ class HttpOrigin(ThreadingHTTPServer):
         self.name = name
         self.release = threading.Event()
         self.held = 0
+        self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -84,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.startswith("/held"):
-            self.server.held += 1
+            with self.server.lock:
+                self.server.held += 1
             self.server.release.wait(WAIT_S)
         size = int(self.path.rpartition("/")[2]) if self.path.startswith("/bytes/") else 0
         body = b"x" * size or f"{self.server.name} {self.path}".encode()

@@ -235,7 +235,7 @@ def test_the_predecessor_is_told_once(kept: Kept, monkeypatch: pytest.MonkeyPatc
 def test_systemd_sockets_are_used_whatever_their_address(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     """sd_listen_fds(3): from descriptor 3 on, with names."""
     given = {"unnamed": kept.server(), "web": kept.server()}
-    start = max(sock.fileno() for sock in given.values()) + 10
+    start = next(number for number in range(500, 1000) if closed(number) and closed(number + 1))
     for number, sock in enumerate(given.values(), start):
         os.dup2(sock.fileno(), number)
     monkeypatch.setattr(listening, "_LISTEN_FDS_START", start)

@@ -153,7 +153,7 @@ async def test_a_unix_socket_on_both_sides(tmp_path: Path) -> None:
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(path))
     server.listen()
-    text = config(f"unix:{path}", warm=1).replace("127.0.0.1:0", f"unix:{tmp_path / 'edge.sock'}")
+    text = config(f"unix:{path}", warm=1).replace("127.0.0.1:0", f"unix:{tmp_path / 'edge.sock'}", 1)
     async with origin(sock=server), edge(text) as it:
         client = await it.connect()
         await client.send(data := os.urandom(300_000))
