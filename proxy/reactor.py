@@ -8,6 +8,9 @@ Rules:
   not, so a watcher that can do nothing about it has to `forget`.
 - Descriptor numbers are reused at once. Events that were fetched before their descriptor was forgotten are dropped.
 - A watcher that raises is our bug: it is reported to the loop and no longer called, and the others get their events.
+- A relay in bulk rests after each big splice: one timer for all of them instead of a wake-up for each few packets. It
+  is what network drivers call interrupt moderation, for the same reason: going to sleep and waking up cost more than
+  moving the bytes.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ if TYPE_CHECKING:
 
     from .turn import Turn
 
-READ: Final = select.EPOLLIN | select.EPOLLRDHUP
-WRITE: Final = select.EPOLLOUT
-BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
+READ: Final[int] = select.EPOLLIN | select.EPOLLRDHUP
+WRITE: Final[int] = select.EPOLLOUT
+BROKEN: Final[int] = select.EPOLLERR | select.EPOLLHUP
 UNWATCHED: Final = -1
 EVENTS_MAX: Final = 256
+REST_S: Final = 0.001
+"""What the loop's timers resolve."""
 ROUNDS_MAX: Final = 4
 """How often one wake-up asks for events, where each time brought several: under load that spares the loop's own
 polling; the rest of the worker has its turn in between."""
@@ -38,6 +43,13 @@ class Watcher(Protocol):
         """The descriptor is readable, writable or broken (an epoll event mask)."""
 
 
+class Resting(Protocol):
+    """Who is told when it has rested."""
+
+    def on_rested(self) -> None:
+        """Time to go on."""
+
+
 class Reactor:
     """The descriptors of one worker's L4 connections."""
 
@@ -46,6 +58,7 @@ class Reactor:
         self._turn = turn
         self._epoll = select.epoll()
         self._watchers: dict[int, Watcher] = {}
+        self._resting: list[Resting] = []
         self._forgotten: set[int] = set()  # since the events at hand were fetched
         loop.add_reader(self._epoll.fileno(), self._poll)
 
@@ -89,6 +102,25 @@ class Reactor:
                         self._tell(fd, events)
                 if len(ready) < _SEVERAL:
                     break
+        finally:
+            turn.end()
+
+    def rest(self, relay: Resting) -> None:
+        """Tell it in a moment. The caller keeps a flag, and asks once."""
+        self._resting.append(relay)
+        if len(self._resting) == 1:
+            self._loop.call_later(REST_S, self._rested)
+
+    def _rested(self) -> None:
+        turn = self._turn
+        turn.begin()
+        try:
+            resting, self._resting = self._resting, []
+            for relay in resting:
+                try:
+                    relay.on_rested()
+                except Exception as error:
+                    self._loop.call_exception_handler({"message": f"{relay!r} failed", "exception": error})
         finally:
             turn.end()
 

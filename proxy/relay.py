@@ -12,6 +12,8 @@ Each direction is a `Flow`: read from one end, write to the other. Rules:
   once: a server that answers and closes without reading all of the request resets, and its answer is in our buffer.
 - Between two plain sockets a flow that carries much moves to splice(2): bytes then go from socket to socket through a
   pipe, and are never copied. A pipe belongs to a flow only while bytes are in it.
+- A flow that moves half a gigabit a second rests for a millisecond after each splice, and then moves what has gathered
+  meanwhile: many small wake-ups would cost more than the bytes. Slower flows are served at once.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 from tlscache.engine import State as TLSState
 
 from . import pipe as pipes
+from .flow import End, Flow
 from .reactor import READ, UNWATCHED, WRITE
 
 if TYPE_CHECKING:
@@ -34,24 +37,31 @@ if TYPE_CHECKING:
 
     from tlscache.engine import TLSEngine
 
-    from .pipe import Pipe
     from .reactor import Reactor
 
 BUFFER_BYTES: Final = 256 * 1024
 SPLICE_FROM_BYTES: Final = 64 * 1024
-"""A read of at least this much: the next one is spliced."""
+"""A read between plain sockets is at most this long; after one that fills it, the flow splices."""
 SPLICE_BELOW_BYTES: Final = 16 * 1024
-"""A splice of less than this: the next read is copied again (one call fewer)."""
+SMALL_SPLICES_MAX: Final = 8
+"""So many splices in a row that moved less: reads are copied again (one call fewer). One alone is the end of a
+download, and the next one may follow.
+"""
 HELD_BYTES_MAX: Final = 1024 * 1024
 """Beyond what one read leaves, only TLS's own messages are added to what is held. Past this the relay breaks."""
+REST_FROM_BYTES: Final = 64 * 1024
+"""After a splice of at least this much the flow rests."""
 LAST_READS_MAX: Final = 16
 _SPLICE_FLAGS: Final = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
-_READABLE: Final = READ | select.EPOLLHUP
-_WRITABLE: Final = WRITE | select.EPOLLHUP
+_ERROR: Final[int] = select.EPOLLERR
+_HUNG_UP: Final[int] = select.EPOLLHUP
+_READABLE: Final = READ | _HUNG_UP
+_WRITABLE: Final = WRITE | _HUNG_UP
 _RESET_ON_CLOSE: Final = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 
-_buffer = bytearray(BUFFER_BYTES)
-_view = memoryview(_buffer)
+_buffer: Final = bytearray(BUFFER_BYTES)
+_view: Final = memoryview(_buffer)
+_short_view: Final = _view[:SPLICE_FROM_BYTES]
 
 
 class State(Enum):
@@ -62,37 +72,7 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class End:
-    """One side of a relay. `events`: what the reactor watches it for; the relay takes that over."""
-
-    __slots__ = ("engine", "events", "fd", "hung_up", "read_eof", "sock", "write_eof")
-
-    def __init__(self, sock: socket.socket, engine: TLSEngine | None, events: int = UNWATCHED) -> None:
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.engine = engine
-        self.events = events
-        self.hung_up = False  # the kernel reports it whatever is asked for
-        self.read_eof = False  # the peer will send no more
-        self.write_eof = False  # we have ended our side
-
-
-class Flow:
-    """One direction. `waiting`: bytes are left for the target, in `held` (ciphertext, where it has TLS) or, `piped` of
-    them, in `pipe`.
-    """
-
-    __slots__ = ("bulk", "bytes", "held", "pipe", "piped", "source", "target", "waiting")
-
-    def __init__(self, source: End, target: End) -> None:
-        self.source = source
-        self.target = target
-        self.bytes = 0
-        self.waiting = False
-        self.held: bytes | memoryview = b""
-        self.bulk = False
-        self.pipe: Pipe | None = None
-        self.piped = 0
+_OPEN: Final = State.OPEN  # a global is one load in compiled code, an enum's member a dictionary's
 
 
 class Relay:
@@ -100,7 +80,7 @@ class Relay:
     orderly end.
     """
 
-    __slots__ = ("_on_closed", "_reactor", "active", "client", "down", "server", "state", "up")
+    __slots__ = ("_on_closed", "_reactor", "_rests", "active", "client", "down", "server", "state", "up")
 
     def __init__(self, reactor: Reactor, client: End, server: End, on_closed: Callable[[str], None]) -> None:
         self._reactor = reactor
@@ -109,7 +89,8 @@ class Relay:
         self.server = server
         self.up = Flow(client, server)
         self.down = Flow(server, client)
-        self.state = State.OPEN
+        self.state = _OPEN
+        self._rests = False  # the reactor will call `on_rested`
         self.active = True  # something moved since the owner last looked
 
     def __repr__(self) -> str:
@@ -124,14 +105,14 @@ class Relay:
                 self._reactor.hand_over(end.fd, self)
         if preface:
             self._write(self.up, preface)
-        if to_server and self.state is State.OPEN:
+        if to_server and self.state is _OPEN:
             self._put(self.up, to_server)
-        if to_client and self.state is State.OPEN:
+        if to_client and self.state is _OPEN:
             self._put(self.down, to_client)
         for end, flow in ((self.client, self.up), (self.server, self.down)):
-            if end.engine is not None and self.state is State.OPEN:
+            if end.engine is not None and self.state is _OPEN:
                 self._after_tls(flow, end.engine)
-        if self.state is State.OPEN:
+        if self.state is _OPEN:
             self._adjust(self.client, self.up, self.down)
             self._adjust(self.server, self.down, self.up)
 
@@ -144,22 +125,22 @@ class Relay:
         else:
             end, incoming, outgoing = self.server, self.down, self.up
         self.active = True
-        if events & select.EPOLLERR:
+        if events & _ERROR:
             self._broken(end, _socket_error(end.sock))
             return
         if events & _WRITABLE and outgoing.waiting:
             self._drain(outgoing)
-        if events & _READABLE and not incoming.waiting and not end.read_eof and self.state is State.OPEN:
+        if events & _READABLE and not incoming.waiting and not end.read_eof and self.state is _OPEN:
             self._pump(incoming)
-        if self.state is State.OPEN:
-            end.hung_up = bool(events & select.EPOLLHUP)
+        if self.state is _OPEN:
+            end.hung_up = bool(events & _HUNG_UP)
             self._adjust(self.client, self.up, self.down)
             self._adjust(self.server, self.down, self.up)
 
     def _adjust(self, end: End, incoming: Flow, outgoing: Flow) -> None:
         """Watch a socket for what can happen next."""
         events = 0
-        if not end.read_eof and not incoming.waiting:
+        if not end.read_eof and not incoming.waiting and not incoming.resting:
             events = READ
         if outgoing.waiting:
             events |= WRITE
@@ -183,9 +164,10 @@ class Relay:
             if source.engine is not None or flow.target.engine is not None:
                 self._pump_tls(flow)
                 return
+            flow.resting = False
             if flow.bulk and self._splice(flow):
                 return
-            size = source.sock.recv_into(_buffer)
+            size = source.sock.recv_into(_short_view)
         except BlockingIOError:
             return
         except OSError as error:
@@ -196,8 +178,8 @@ class Relay:
             self._pass_eof(flow)
             return
         flow.bytes += size
-        flow.bulk = size >= SPLICE_FROM_BYTES
-        self._write(flow, _view[:size])
+        flow.bulk = size == SPLICE_FROM_BYTES
+        self._write(flow, _short_view[:size])
 
     def _splice(self, flow: Flow) -> bool:
         """Move bytes through a pipe. False: there is no pipe to be had, or the kernel can't do it here."""
@@ -207,7 +189,7 @@ class Relay:
             return False
         source = flow.source
         try:
-            size = os.splice(source.fd, pipe[1], pipes.PIPE_BYTES, flags=_SPLICE_FLAGS)
+            size = os.splice(source.fd, pipe[1], pipes.PIPE_BYTES, None, None, _SPLICE_FLAGS)
         except OSError as error:
             pipes.give(pipe)
             if error.errno in (errno.EINVAL, errno.ENOSYS):
@@ -220,18 +202,35 @@ class Relay:
             self._pass_eof(flow)
             return True
         flow.bytes += size
-        flow.bulk = size >= SPLICE_BELOW_BYTES
+        flow.small_splices = 0 if size >= SPLICE_BELOW_BYTES else flow.small_splices + 1
+        flow.bulk = flow.small_splices < SMALL_SPLICES_MAX
         flow.pipe = pipe
         flow.piped = size
         self._empty_pipe(flow)
+        if size >= REST_FROM_BYTES and not flow.waiting and self.state is _OPEN:
+            flow.resting = True
+            if not self._rests:
+                self._rests = True
+                self._reactor.rest(self)
         return True
+
+    def on_rested(self) -> None:
+        """What gathered at the source of a flow that rested."""
+        self._rests = False
+        self.active = True
+        for flow in (self.up, self.down):
+            if flow.resting and self.state is _OPEN:
+                self._pump(flow)
+        if self.state is _OPEN:
+            self._adjust(self.client, self.up, self.down)
+            self._adjust(self.server, self.down, self.up)
 
     def _empty_pipe(self, flow: Flow) -> None:
         pipe = flow.pipe
         assert pipe is not None
         try:
             while flow.piped:
-                flow.piped -= os.splice(pipe[0], flow.target.fd, flow.piped, flags=_SPLICE_FLAGS)
+                flow.piped -= os.splice(pipe[0], flow.target.fd, flow.piped, None, None, _SPLICE_FLAGS)
         except BlockingIOError:
             flow.waiting = True
             return
@@ -261,7 +260,7 @@ class Relay:
         data = engine.receive(_view[:size])
         if data:
             self._put(flow, data)
-        if self.state is State.OPEN:
+        if self.state is _OPEN:
             self._after_tls(flow, engine)
 
     def _after_tls(self, flow: Flow, engine: TLSEngine) -> None:
@@ -269,7 +268,7 @@ class Relay:
         reply = engine.data_to_send()  # alerts, key updates
         if reply:
             self._write(self.down if flow is self.up else self.up, reply)
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             return
         if engine.state is TLSState.FAILED:
             self._break(str(engine.error))
@@ -332,7 +331,7 @@ class Relay:
     def _pass_eof(self, flow: Flow) -> None:
         """The source has ended: once all of it is written, so does our side of the target."""
         target = flow.target
-        if flow.waiting or target.write_eof or self.state is not State.OPEN:
+        if flow.waiting or target.write_eof or self.state is not _OPEN:
             return
         if target.engine is not None and target.engine.state is TLSState.OPEN:
             target.engine.close()
@@ -347,7 +346,7 @@ class Relay:
 
     def _broken(self, end: End, error: OSError) -> None:
         """A socket broke: its last words, then the other one's reset."""
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             return
         self.state = State.BREAKING
         flow = self.up if end is self.client else self.down
@@ -361,7 +360,7 @@ class Relay:
 
     def _break(self, reason: str) -> None:
         """End now, and visibly."""
-        if self.state is State.OPEN:
+        if self.state is _OPEN:
             self.state = State.BREAKING
             self._reset(reason)
 

@@ -30,11 +30,12 @@ from tlscache.engine import TLSEngine
 from .access_log import AccessRecord, encode
 from .codec.client_hello import ClientHello, ClientHelloReader
 from .codec.proxy_protocol import NotProxyProtocol, ProxyHeader, ProxyProtocolReader, write_v1, write_v2
+from .flow import End
 from .link import Link
 from .link import State as LinkState
 from .metrics import Histogram
 from .reactor import BROKEN, READ, UNWATCHED
-from .relay import End, Relay
+from .relay import Relay
 
 if TYPE_CHECKING:
     from routing.balancer import EndpointState

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest_asyncio
@@ -62,6 +62,12 @@ async def reactor(turn: Turn) -> AsyncIterator[Reactor]:
 async def turns(count: int = 10) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.001)
 
 
 async def test_a_watcher_is_told_what_it_asked_for_while_it_lasts(reactor: Reactor, sockets: Sockets) -> None:
@@ -243,3 +249,37 @@ async def test_writes_of_a_round_leave_when_it_ends(reactor: Reactor, sockets: S
     other.send(b"x")
     await turns()
     assert flushed == [0]
+
+
+class Relay:
+    def __init__(self, told: list[Relay], fails: bool = False) -> None:
+        self.told = told
+        self.fails = fails
+
+    def on_rested(self) -> None:
+        self.told.append(self)
+        if self.fails:
+            raise AssertionError("a bug")
+
+
+async def test_who_rests_is_told_once_and_soon(reactor: Reactor) -> None:
+    told: list[Relay] = []
+    one, other = Relay(told), Relay(told)
+    reactor.rest(one)
+    reactor.rest(other)
+    assert not told
+    await until(lambda: len(told) == 2)
+    assert told == [one, other]
+    reactor.rest(other)
+    await until(lambda: len(told) == 3)
+    assert told == [one, other, other]
+
+
+async def test_one_that_fails_does_not_keep_the_others_from_going_on(reactor: Reactor) -> None:
+    told: list[Relay] = []
+    reports: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
+    reactor.rest(Relay(told, fails=True))
+    reactor.rest(last := Relay(told))
+    await until(lambda: last in told)
+    assert [str(report["exception"]) for report in reports] == ["a bug"]

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from loadtests.lab.certificates import issue, make_ca
 from proxy import pipe as pipes
 from proxy import relay as relaying
-from proxy.reactor import Reactor
-from proxy.relay import BUFFER_BYTES, End, Relay, State
+from proxy.flow import End
+from proxy.reactor import READ, REST_S, Reactor
+from proxy.relay import BUFFER_BYTES, HELD_BYTES_MAX, Relay, State
 from proxy.turn import Turn
 from tlscache.context import CertificatePair, ClientContext, ClientSettings, ServerContext, ServerSettings
 from tlscache.engine import State as TLSState
@@ -425,10 +426,7 @@ async def test_memory_is_bounded_when_nobody_reads(contexts: Contexts, tls: str)
         await asyncio.gather(sending, return_exceptions=True)
 
 
-async def test_key_updates_that_nobody_reads_end_in_a_break(
-    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relaying, "HELD_BYTES_MAX", 20_000)
+async def test_key_updates_that_nobody_reads_end_in_a_break(contexts: Contexts) -> None:
     async with bench(contexts, "client", buffer_bytes=4096) as it:
         it.start()
         flow = it.relay.down
@@ -440,11 +438,11 @@ async def test_key_updates_that_nobody_reads_end_in_a_break(
         engine = it.relay.client.engine
         assert engine is not None
         replies = 0
-        while not it.closed and replies < 100:  # as if the peer had asked for a reply each time
-            it.relay._write(flow, b"k" * 1000)
+        while not it.closed and replies < 100:  # as if the peer had asked for so many replies each time
+            it.relay._write(flow, b"k" * 50_000)
             replies += 1
         assert it.closed
-        assert len(flow.held) <= 22_000
+        assert len(flow.held) <= HELD_BYTES_MAX + 100_000
 
 
 async def test_abort_cuts_both_once() -> None:
@@ -498,8 +496,8 @@ class Spliced:
         self.bytes = 0
         splice = os.splice
 
-        def counting(source: int, target: int, count: int, **arguments: Any) -> int:
-            moved = splice(source, target, count, **arguments)
+        def counting(source: int, target: int, count: int, *arguments: Any) -> int:
+            moved = splice(source, target, count, *arguments)
             self.bytes += moved
             return moved
 
@@ -519,6 +517,57 @@ async def test_much_is_spliced_and_little_is_copied(monkeypatch: pytest.MonkeyPa
         assert spliced.bytes > 8_000_000  # of 16 million each way, counted in and out of the pipe
         assert it.relay.up.pipe is None
         assert it.relay.down.pipe is None
+
+
+async def test_a_fast_flow_rests_between_splices_and_loses_nothing() -> None:
+    async with bench() as it:
+        it.start()
+        flow = it.relay.up
+        data = os.urandom(1_000_000) * 8
+        sending = asyncio.create_task(it.client.send(data))
+        rested = 0
+        while len(it.server.received) < len(data):
+            assert await it.server.read()
+            rested += flow.resting
+        await sending
+        assert it.server.received == data
+        assert rested
+        while flow.resting:  # nothing more came: it watches its source again
+            await asyncio.sleep(0)
+        assert it.relay.client.events & READ
+        del it.server.received[:]
+        await it.client.send(b"one more question")
+        assert await it.server.until(17) == b"one more question"
+        assert not flow.resting
+
+
+@pytest.mark.parametrize("how", ["end", "reset", "abort"])
+async def test_the_end_of_a_flow_that_rests(how: str) -> None:
+    async with bench() as it:
+        it.start()
+        flow = it.relay.up
+        data = os.urandom(1_000_000)
+        size = 0
+        while not flow.resting:
+            await it.client.send(data)
+            size += len(data)
+            while len(it.server.received) < size and not flow.resting:
+                assert await it.server.read()
+        if how == "end":
+            await it.client.end()
+            await it.server.rest()
+            assert len(it.server.received) == size
+            await it.server.end()
+            await it.client.rest()
+        elif how == "reset":
+            it.client.reset()
+            await it.server.rest()
+            assert it.server.ended == "reset"
+        else:
+            it.relay.abort("enough")
+        await it.until_closed()
+        await asyncio.sleep(REST_S * 2)  # what was asked for while it lived is nobody's any more
+        assert it.relay.state is State.CLOSED
 
 
 async def test_pipes_are_shared_and_none_leaks() -> None:
