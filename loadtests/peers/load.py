@@ -70,6 +70,8 @@ class Load:
     h2: bool = False
     streams: int = 1
     body_bytes: int = 0
+    grpc: bool = False
+    """Calls with one message of `body_bytes` (HTTP/2 only)."""
     close: bool = False
     """A new connection for every request."""
 
@@ -91,6 +93,10 @@ def run(load: Load, port: int, seconds: float, core: int, directory: Path) -> Do
     if load.h2:
         command = [find_binary("h2load", "apt install nghttp2-client"), "-D", str(seconds), "-t", "1"]
         command += ["-c", str(load.connections), "-m", str(load.streams), "-H", f":authority: {HOST}"]
+        if load.grpc:
+            message = directory / "message"
+            message.write_bytes(b"\0" + load.body_bytes.to_bytes(4, "big") + b"x" * load.body_bytes)
+            command += ["-d", str(message), "-H", "content-type: application/grpc", "-H", "te: trailers"]
         command += [f"{scheme}://127.0.0.1:{port}{load.path}"]
     else:
         script = directory / "wrk.lua"

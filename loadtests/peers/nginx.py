@@ -151,7 +151,7 @@ class Nginx:
     def config(self, wiring: Wiring) -> str:
         """nginx.conf."""
         if wiring.upstream == "h2-tls":
-            raise Unavailable("nginx speaks no HTTP/2 to origins")
+            raise Unavailable("nginx speaks no HTTP/2 to origins, but for gRPC, which is not wired here")
         values = {
             "directory": wiring.directory,
             "port": wiring.port,

@@ -1,6 +1,7 @@
 """The origin that all are measured against: one nginx on the load's core, the same for every peer.
 
-`/small` answers 12 bytes, `/bytes` 1 MiB, and `POST /echo` returns the body it was sent.
+`/small` answers 12 bytes, `/bytes` 1 MiB, `POST /echo` returns the body it was sent, and so does the gRPC method
+`/bench.Echo/Call`, with a `grpc-status` of 0 in the trailers.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ http {{
     # page, a named location, sees the body.
     location = /echo {{ mirror /sink; error_page 404 405 =200 @echo; log_not_found off; }}
     location @echo {{ return 200 $request_body; }}
+    location = /bench.Echo/Call {{ mirror /sink; error_page 404 405 =200 @call; log_not_found off; }}
+    location @call {{ default_type application/grpc; add_trailer grpc-status 0 always; return 200 $request_body; }}
     location = /sink {{ internal; return 204; }}
   }}
 }}

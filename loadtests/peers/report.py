@@ -141,6 +141,9 @@ TARGETS: Final = (
     Target("h1", "CPU per request, times Envoy's", 0.85, True, _ratio("us_per_request", "envoy")),
     Target("tls-up", "CPU per request, times Envoy's", 0.85, True, _ratio("us_per_request", "envoy")),
     Target("tls-down", "CPU per request, times Envoy's", 1.0, True, _ratio("us_per_request", "envoy")),
+    Target("h2-down", "CPU per request, times Envoy's", 2.0, True, _ratio("us_per_request", "envoy")),
+    Target("h2-up", "CPU per request, times Envoy's", 2.0, True, _ratio("us_per_request", "envoy")),
+    Target("grpc", "CPU per call, times Envoy's", 2.5, True, _ratio("us_per_request", "envoy")),
     Target("tcp", "MB per CPU second, times HAProxy's", 1.0, False, _ratio("mb_per_cpu_s", "haproxy")),
     Target(
         "tcp-connect",

@@ -113,6 +113,13 @@ SCENARIOS: Final = {
             "h2-down", "h2c to HTTP/1.1, 8 connections of 8 streams", "h2c", "h1", Load("/small", 8, h2=True, streams=8)
         ),
         Scenario("h2-up", "HTTP/1.1 to HTTP/2 over TLS 1.3", "h1", "h2-tls", Load("/small", 64)),
+        Scenario(
+            "grpc",
+            "unary gRPC calls, h2c to HTTP/2 over TLS 1.3, 8 connections of 8 streams",
+            "h2c",
+            "h2-tls",
+            Load("/bench.Echo/Call", 8, h2=True, streams=8, body_bytes=100, grpc=True),
+        ),
         Scenario("post", "POST of 16 KiB, echoed", "h1", "h1", Load("/echo", 64, body_bytes=16384)),
         Scenario("download", "downloads of 1 MiB, 16 connections", "h1", "h1", Load("/bytes", 16), MEGABYTES),
         Scenario("tcp", "L4: downloads of 1 MiB, 16 connections", "tcp", "tcp", Load("/bytes", 16), MEGABYTES),

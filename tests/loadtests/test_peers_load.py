@@ -1,8 +1,11 @@
 """Load generators: what they are asked, what their output means, and the open loop against a small server."""
 
 import socket
+import subprocess
+import tempfile
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +21,9 @@ from loadtests.peers.load import (
     wrk_script,
 )
 from loadtests.peers.openloop import OpenLoop, percentile
+from loadtests.peers.origin import start_origin
 from loadtests.peers.profile import flat
+from loadtests.peers.wiring import find_binary, make_credentials
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n" + SMALL
 
@@ -56,6 +61,28 @@ def test_the_script_shapes_the_requests():
     plain = wrk_script(Load("/small", 64))
     assert "POST" not in plain
     assert "Connection" not in plain
+
+
+def test_a_grpc_call_gets_its_message_back_and_a_status(tmp_path):
+    message = tmp_path / "message"
+    message.write_bytes(b"\0\0\0\0\x05hello")
+    with tempfile.TemporaryDirectory(prefix="onetrip-") as place:
+        Path(place).chmod(0o755)  # started by root, nginx's workers are nobody
+        heard = called(message, start_origin(Path(place) / "origin", make_credentials(Path(place)), 0))
+    assert "content-type: application/grpc" in heard
+    assert "grpc-status: 0" in heard
+    assert "hello" in heard
+
+
+def called(message, origin):
+    with origin.program:
+        command = [
+            find_binary("nghttp", "apt install nghttp2-client"),
+            "-v",
+            f"https://127.0.0.1:{origin.h2}/bench.Echo/Call",
+        ]
+        command += ["-d", str(message), "-H", "content-type: application/grpc", "-H", "te: trailers"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
 
 
 @contextmanager
