@@ -52,6 +52,11 @@ HANG_UPS_MAX: Final = 3
 SHARED_FULL: Final = 0.8
 """A multiplexed connection with this share of its streams in use counts as full."""
 PING_EVERY_MAX_S: Final = 600.0
+REFILLS_AT_ONCE: Final = 2
+RESERVE_AFTER_S: Final = 0.005
+"""A dial that nobody waits for lets requests go first: over the same path it would need the processor for its handshake
+just when their answers arrive.
+"""
 _RISE_SMOOTHING: Final = 0.3
 
 
@@ -107,6 +112,8 @@ class Pool:
         self._failures = 0
         self._streams_each = settings.streams
         self._refill_at = 0.0
+        self._refills_left = REFILLS_AT_ONCE
+        self._missed = 0  # at the last tick
         self._rise_per_s = 0.0
         self._busy_before = 0
         self._ticked = monotonic()
@@ -169,9 +176,13 @@ class Pool:
 
     def _least_loaded(self) -> ClientConnection | None:
         best: ClientConnection | None = None
+        fewest = 0
         for connection in self.shared:
-            if (best is None or len(connection.streams) < len(best.streams)) and connection.codec.can_open:
-                best = connection
+            streams = len(connection.streams)
+            if (best is None or streams < fewest) and connection.codec.can_open:
+                if not streams:
+                    return connection
+                best, fewest = connection, streams
         return best
 
     def _acquire_upgrade(self, attempt: Attempt) -> None:
@@ -292,17 +303,22 @@ class Pool:
             self._dial(first=True)
 
     def refill(self) -> None:
-        """Dial what the target size asks for and is not under way yet."""
-        now = monotonic()
-        if self.closed or now < self._refill_at:
+        """Dial what the target size asks for and is not under way yet: a few at once, the rest when it has been missed
+        for a tick. A burst takes all idle connections and has brought most of them back by then, and as many handshakes
+        would be in the way of its answers.
+        """
+        if self.closed or monotonic() < self._refill_at:
             return
-        if self.shared:
-            missing = self._missing_shared()
-        else:
-            wanted = target_size(self.busy, self._rise_per_s, self.dial_s, self.settings)
-            missing = wanted - len(self.connections) - self.dialling
+        missing = min(self._missing(), self._refills_left)
         for _ in range(missing):
-            self._dial()
+            self._refills_left -= 1
+            self._dial(after_s=RESERVE_AFTER_S)
+
+    def _missing(self) -> int:
+        if self.shared:
+            return self._missing_shared()
+        wanted = target_size(self.busy, self._rise_per_s, self.dial_s, self.settings)
+        return wanted - len(self.connections) - self.dialling
 
     def _missing_shared(self) -> int:
         """Multiplexed connections: the warm ones, and one more while all are near their limit of streams."""
@@ -326,13 +342,15 @@ class Pool:
         for _ in range(min(room, wanted - self.dialling)):
             self._dial()
 
-    def _dial(self, first: bool = False, resume: bool = True) -> None:
+    def _dial(self, first: bool = False, resume: bool = True, after_s: float = 0.0) -> None:
         self.dialling += 1
-        self.upstream.background.start(self._run_dial(first, resume), f"dial {self.target.endpoint}")
+        self.upstream.background.start(self._run_dial(first, resume, after_s), f"dial {self.target.endpoint}")
 
-    async def _run_dial(self, first: bool, resume: bool) -> None:
+    async def _run_dial(self, first: bool, resume: bool, after_s: float) -> None:
         connection: ClientConnection | None = None
         try:
+            if after_s:
+                await asyncio.sleep(after_s)
             async with asyncio.timeout(self.settings.connect_s):
                 connection = await self.connect(resume=resume, carry=True)
                 if connection.lent:
@@ -504,6 +522,9 @@ class Pool:
             self._swept = now
             self._sweep(now)
             self._top_up_tickets(now)
+        missing = self._missing()
+        self._refills_left = min(missing, self._missed) if missing > 0 else REFILLS_AT_ONCE
+        self._missed = missing
         self.refill()
 
     def _sweep(self, now: float) -> None:
@@ -535,7 +556,7 @@ class Pool:
             return
         sessions = self.upstream.sessions_of(self.target.endpoint)
         if sessions is not None and sessions.lacks_tickets(warm, now):
-            self._dial(resume=False)
+            self._dial(resume=False, after_s=RESERVE_AFTER_S)
 
     def measure_rtt(self, now: float) -> None:
         """Tell routing the kernel's smoothed round-trip time of the freshest connection."""

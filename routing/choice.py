@@ -33,6 +33,9 @@ SPREAD_MIN_S: Final = 0.0005
 LIMITED_MAX: Final = 6
 ORDER_STEP: Final = 1e-6
 
+SLIVER: Final = 0.005
+"""A share of less than this, beside the largest, is none."""
+
 SHARE_MOVE_S: Final = 0.5
 """How quickly shares follow costs.
 
@@ -47,7 +50,7 @@ T = TypeVar("T")
 def share_out(
     upstream: Upstream, regions: Sequence[RegionState], now: float, seconds: float
 ) -> list[tuple[RegionState, float]]:
-    """Set every region's `weight` (its share) and return those above zero.
+    """Set every region's `weight` (its share) and return what requests are shared out by.
 
     `seconds`: since the last time, for what moves smoothly.
     """
@@ -65,7 +68,7 @@ def share_out(
         region.weight = 0.0
     for region, share in shares:
         region.weight = share
-    return shares
+    return without_slivers(shares) if upstream.policy is Policy.LATENCY else shares
 
 
 def _approach_closeness(regions: Sequence[RegionState], spread: float, seconds: float) -> None:
@@ -90,6 +93,17 @@ def _least_bad(regions: Sequence[RegionState]) -> list[tuple[RegionState, float]
     ]
     total = sum(weight for _, weight in weights)
     return [(region, weight / total) for region, weight in weights]
+
+
+def without_slivers(shares: list[tuple[T, float]]) -> list[tuple[T, float]]:
+    """The same without the shares that are too small to matter: they take nobody's load, and their few requests go far.
+
+    What is known of those regions comes from probes.
+    """
+    least = SLIVER * max(share for _, share in shares)
+    kept = [(region, share) for region, share in shares if share >= least]
+    total = sum(share for _, share in kept)
+    return [(region, share / total) for region, share in kept]
 
 
 def spill_order(policy: Policy, regions: Sequence[RegionState]) -> list[RegionState]:

@@ -53,7 +53,7 @@ PATIENCE_S: Final = 15.0
 HOLD_MAX_S: Final = 300.0
 FORGET: Final = 6
 SUSPECT_ADMISSION: Final = 0.1
-RAMP_START: Final = 0.05
+RAMP_START: Final = 0.1
 
 
 class DrainState(IntEnum):

@@ -15,7 +15,7 @@ from proxy.codec import h2_frames as wire
 from proxy.config import parse_config
 from proxy.errors import Kind, ProxyError
 from proxy.health import ping_times
-from proxy.pool import PING_EVERY_MAX_S, PoolSettings, target_size
+from proxy.pool import PING_EVERY_MAX_S, REFILLS_AT_ONCE, PoolSettings, target_size
 from proxy.worker import Worker
 
 from .matrix.conftest import Log, wait_for
@@ -435,3 +435,15 @@ async def test_a_health_check_keeps_its_connection_to_itself(start: Start) -> No
         assert len(rig.pool.idle) + len(rig.pool.shared) == 1
         assert len(rig.origin.peers) == 2
         await wait_for(lambda rig=rig: len(rig.origin.requests) == 3)
+
+
+async def test_a_burst_is_not_answered_by_as_many_dials(start: Start) -> None:
+    """Handshakes at the moment when the answers arrive would delay them; what stays missing is dialled."""
+    rig = await start("h1", warm=20, max_connections=100)
+    calls = await rig.ask(20)
+    await rig.at_origin(20)
+    assert rig.pool.dialling + len(rig.pool.idle) <= REFILLS_AT_ONCE
+    await wait_for(lambda: len(rig.pool.idle) >= 20)
+    assert rig.pool.busy == 20
+    rig.go_on.set()
+    assert [await call.body() for call in calls] == [b"ok"] * 20

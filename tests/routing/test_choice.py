@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.choice import closeness, fill, name_key, score, session_key
+from routing.choice import closeness, fill, name_key, score, session_key, without_slivers
 
 
 def shares(*tiers: list[tuple[str, float, float]]) -> dict[str, float]:
@@ -112,3 +112,12 @@ def test_growth_moves_sessions_only_to_what_grew() -> None:
 def test_hashes_are_the_same_in_every_process() -> None:
     assert session_key(b"user-1") == 0x88E1EA21865AAC9A
     assert name_key("us-east") == session_key(b"us-east")
+
+
+def test_a_share_too_small_to_matter_goes_to_the_nearest() -> None:
+    assert without_slivers([("us", 0.9987), ("eu", 0.0013)]) == [("us", 1.0)]
+    kept = without_slivers([("us", 0.6), ("eu", 0.39), ("ap", 0.001)])
+    assert [name for name, _ in kept] == ["us", "eu"]
+    assert sum(share for _, share in kept) == pytest.approx(1.0)
+    many = [(number, 0.001) for number in range(1000)]
+    assert len(without_slivers(many)) == len(many), "small beside the largest, not in itself"
