@@ -101,6 +101,7 @@ class Pool:
         self.shared: list[ClientConnection] = []  # multiplexed ones, idle or in use, that take new streams
         self.connections: set[ClientConnection] = set()  # every ready one
         self.dialling = 0
+        self._aside = 0  # of these: they have not begun, and nobody should wait for them
         self.waiters: deque[Attempt] = deque()
         self.upgrades: deque[Attempt] = deque()  # wait until a shared connection's peer has said whether it takes them
         self.ping_every_s = settings.keepalive_s
@@ -162,7 +163,7 @@ class Pool:
             return
         self.waiters.append(attempt)
         if (
-            self.dialling * self._streams_each < len(self.waiters)
+            (self.dialling - self._aside) * self._streams_each < len(self.waiters)
             and len(self.connections) + self.dialling < self.settings.max_connections
         ):
             self._dial()
@@ -283,7 +284,7 @@ class Pool:
             self.target.ready -= 1
         if not self.closed:
             self.refill()
-            if self.waiters and self.dialling < len(self.waiters):
+            if self.waiters and self.dialling - self._aside < len(self.waiters):
                 self._dial_for_waiters()
 
     def forget(self, attempt: Attempt) -> None:
@@ -339,18 +340,20 @@ class Pool:
         waiting = sum(1 for attempt in self.waiters if attempt.waiting)
         room = self.settings.max_connections - len(self.connections) - self.dialling
         wanted = math.ceil(waiting / self._streams_each)
-        for _ in range(min(room, wanted - self.dialling)):
+        for _ in range(min(room, wanted - self.dialling + self._aside)):
             self._dial()
 
     def _dial(self, first: bool = False, resume: bool = True, after_s: float = 0.0) -> None:
         self.dialling += 1
+        if after_s:
+            self._aside += 1
         self.upstream.background.start(self._run_dial(first, resume, after_s), f"dial {self.target.endpoint}")
 
     async def _run_dial(self, first: bool, resume: bool, after_s: float) -> None:
         connection: ClientConnection | None = None
         try:
             if after_s:
-                await asyncio.sleep(after_s)
+                await self._stand_aside(after_s)
             async with asyncio.timeout(self.settings.connect_s):
                 connection = await self.connect(resume=resume, carry=True)
                 if connection.lent:
@@ -378,6 +381,12 @@ class Pool:
                 self._fail_waiters()
         finally:
             turn.end()
+
+    async def _stand_aside(self, seconds: float) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._aside -= 1
 
     async def _run_dial_apart(self, attempt: Attempt) -> None:
         """Dial for one attempt alone, in the version that takes upgrades."""
