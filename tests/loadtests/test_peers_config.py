@@ -40,12 +40,10 @@ def validate(command):
 @pytest.mark.parametrize("name", ["envoy", "haproxy", "nginx"])
 @pytest.mark.parametrize(("downstream", "upstream"), WIRINGS)
 def test_the_peer_accepts_its_config(name, downstream, upstream, wire):
+    if name == "nginx" and upstream == "h2-tls":
+        pytest.skip("nginx speaks no HTTP/2 to origins")
     peer = PEERS[name]
-    try:
-        peer.find()
-        config = prepare(peer, wire(downstream, upstream))
-    except Unavailable as missing:
-        pytest.skip(str(missing))
+    config = prepare(peer, wire(downstream, upstream))
     done = validate(peer.check(config))
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -54,10 +52,6 @@ def test_the_peer_accepts_its_config(name, downstream, upstream, wire):
 @pytest.mark.parametrize("name", ["envoy", "haproxy", "nginx"])
 def test_a_broken_config_is_seen(name, wire):
     peer = PEERS[name]
-    try:
-        peer.find()
-    except Unavailable as missing:
-        pytest.skip(str(missing))
     config = prepare(peer, wire())
     config.write_text(config.read_text() + "\nnonsense here\n")
     assert validate(peer.check(config)).returncode != 0
@@ -65,10 +59,6 @@ def test_a_broken_config_is_seen(name, wire):
 
 @pytest.mark.interop
 def test_the_origin_is_a_config_that_nginx_accepts(tmp_path, credentials):
-    try:
-        Nginx().find()
-    except Unavailable as missing:
-        pytest.skip(str(missing))
     config = tmp_path / "origin.conf"
     config.write_text(origin_config(tmp_path, credentials, 21001, 21002, 21003))
     done = validate(Nginx().check(config))

@@ -6,10 +6,8 @@ import os
 import pytest
 
 from loadtests import cpu
-from loadtests.peers.nginx import Nginx
 from loadtests.peers.report import Cell, Result, as_json, as_markdown, markdown_table, text_table, verdicts
 from loadtests.peers.scenarios import SCENARIOS, Settings, scenario_load
-from loadtests.peers.wiring import Unavailable, find_binary
 
 
 def run(us, **more):
@@ -122,11 +120,6 @@ def test_one_core_is_not_enough(capsys):
 @pytest.mark.interop
 def test_a_run_from_end_to_end(tmp_path, capsys):
     cores = sorted(os.sched_getaffinity(0))
-    try:
-        Nginx().find()
-        find_binary("wrk", "apt install wrk")
-    except Unavailable as missing:
-        pytest.skip(str(missing))
     if len(cores) < 2:
         pytest.skip("needs two cores")
     where = ["--proxy-core", str(cores[1]), "--load-core", str(cores[0]), "--out", str(tmp_path)]
