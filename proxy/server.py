@@ -85,6 +85,7 @@ class Program:
         self.sockets = sockets
         self.log = log
         self.stopping = False
+        self._handing_over = False
         self.exit_code = EXIT_OK
         self._reloads = {"ok": 0, "refused": 0}
         self._done: asyncio.Event
@@ -108,6 +109,14 @@ class Program:
 
     async def apply(self, config: Config, fresh: dict[str, socket.socket]) -> list[str]:
         """Swap in a config; `fresh` are sockets that it needs and did not have. Raises before anything changed."""
+        raise NotImplementedError
+
+    async def release_sessions(self) -> None:
+        """Let another program have the TLS sessions that the workers hold."""
+        raise NotImplementedError
+
+    async def reclaim_sessions(self) -> None:
+        """Have them hold sessions again."""
         raise NotImplementedError
 
     async def drain_workers(self, settle_s: float, deadline_s: float) -> int:
@@ -251,9 +260,23 @@ class Program:
         self._done.set()
 
     async def _hand_over(self) -> None:
-        """SIGUSR2: the new program gets our sockets; once it is ready, we drain."""
-        if self.stopping:
+        """SIGUSR2: the new program gets our sockets and sessions; once it is ready, we drain."""
+        if self.stopping or self._handing_over:
             return
+        self._handing_over = True
+        try:
+            await self.release_sessions()  # before it starts: its first dials want them
+            pid = await self._start_successor()
+            if not pid:
+                await self.reclaim_sessions()
+        finally:
+            self._handing_over = False
+        if pid:
+            listening.notify_systemd(f"MAINPID={pid}")
+            await self.drain()
+
+    async def _start_successor(self) -> int:
+        """The pid of the new program once it is ready; 0 where it does not get there."""
         read_fd, write_fd = os.pipe()
         extra, fds = listening.environment_for(self.sockets, write_fd)
         command = [sys.executable, "-m", "proxy.cli", "serve", self.path]
@@ -262,7 +285,7 @@ class Program:
         except OSError as error:
             self.log.error("hand_over_failed", error=str(error), kept="this program goes on")
             os.close(read_fd)
-            return
+            return 0
         finally:
             os.close(write_fd)
         self.log.info("hand_over", successor=successor.pid)
@@ -270,9 +293,8 @@ class Program:
         if not ready:
             self.log.error("hand_over_failed", successor=successor.pid, kept="this program goes on")
             successor.terminate()
-            return
-        listening.notify_systemd(f"MAINPID={successor.pid}")
-        await self.drain()
+            return 0
+        return successor.pid
 
 
 async def _read_pipe(fd: int, seconds: float) -> bytes:
@@ -321,6 +343,14 @@ class SingleProcess(Program):
     async def apply(self, config: Config, fresh: dict[str, socket.socket]) -> list[str]:
         """Swap in a config."""
         return await self.worker.reload(config, {name: sock.dup() for name, sock in fresh.items()})
+
+    async def release_sessions(self) -> None:
+        """Let another program have the worker's."""
+        await self.worker.sessions.release()
+
+    async def reclaim_sessions(self) -> None:
+        """Have the worker hold sessions again."""
+        self.worker.sessions.reclaim()
 
     async def drain_workers(self, settle_s: float, deadline_s: float) -> int:
         """Drain the worker."""

@@ -9,6 +9,8 @@ Rules
   still be good in a minute; the pool then dials once for more (at first after `TOP_UP_S`, less and less often where
   that brings none).
 - The file, where there is one, is read before the first dials (for at most `PREFETCH_S`) and never while anybody waits.
+- A program that starts its successor gives all of them back before (`release`): what it still dials itself while it
+  drains is a full handshake. A successor that does not come up leaves them to it again (`reclaim`).
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 EVENTS: Final = ("stored", "resumed", "rejected", "expired", "early_accepted", "early_rejected")
 KEY_BYTES: Final = 32
 PREFETCH_S: Final = 2.0
+RELEASE_S: Final = 1.0
 SPARE: Final = 2
 """Tickets beyond the warm connections': for a health check, and for a request that can't wait."""
 FRESH_S: Final = 60.0
@@ -83,9 +86,12 @@ def server_name_of(endpoint: Endpoint) -> str:
 class Sessions:
     """One worker's store and what became of its sessions."""
 
-    def __init__(self, store: MemoryStore | SQLiteStore, clock: Callable[[], float] = wall_clock) -> None:
+    def __init__(
+        self, store: MemoryStore | SQLiteStore, clock: Callable[[], float] = wall_clock, workers: int = 1
+    ) -> None:
         self.store = store
         self.clock = clock
+        self.workers = workers
         self.events = dict.fromkeys(EVENTS, 0)
 
     def __repr__(self) -> str:
@@ -103,7 +109,7 @@ class Sessions:
             try:
                 keys = session_keys(section.key.value)
                 warn = _Warnings(log).write
-                return cls(SQLiteStore(str(section.path), keys, per_scope=per_scope, warn=warn))
+                return cls(SQLiteStore(str(section.path), keys, per_scope=per_scope, warn=warn), workers=workers)
             except StoreError as error:
                 log.error("sessions_in_memory_only", reason=str(error))
         return cls(MemoryStore(per_scope=per_scope))
@@ -113,19 +119,36 @@ class Sessions:
         return EndpointSessions(self, endpoint, context)
 
     async def prefetch(self, wanted: Iterable[tuple[EndpointSessions, int]]) -> None:
-        """Have so many sessions of each in memory before they are dialled. Waits `PREFETCH_S` at most."""
+        """Have so many sessions of each in memory before they are dialled. Waits `PREFETCH_S` at most.
+
+        Workers that start together leave the `SPARE` ones alone: none takes what another's warm connections need.
+        """
         store = self.store
         if not isinstance(store, SQLiteStore):
             return
         now = self.clock()
-        asked: list[Future[int]] = [store.prefetch(one.scope, count, now) for one, count in wanted]
+        spare = SPARE if self.workers > 1 else 0
+        asked: list[Future[int]] = [store.prefetch(one.scope, count - spare, now) for one, count in wanted]
         if asked:
             await asyncio.wait([asyncio.wrap_future(one) for one in asked], timeout=PREFETCH_S)
 
+    async def release(self) -> None:
+        """Let the successor have them all. Waits `RELEASE_S` at most, then it finds fewer."""
+        if isinstance(self.store, SQLiteStore):
+            await asyncio.wait([asyncio.wrap_future(self.store.release())], timeout=RELEASE_S)
+
+    def reclaim(self) -> None:
+        """There is no successor after all."""
+        if isinstance(self.store, SQLiteStore):
+            self.store.reclaim(self.clock())
+
+    def counts(self) -> dict[str, int]:
+        """What became of sessions, by event."""
+        return {**self.events, "expired": self.store.counters.expired}
+
     def export(self, snapshot: Snapshot) -> None:
-        """What became of sessions."""
-        self.events["expired"] = self.store.counters.expired
-        for event, count in self.events.items():
+        """The same as samples."""
+        for event, count in self.counts().items():
             snapshot.add("tls_sessions", count, event=event)
 
     async def close(self) -> None:

@@ -54,6 +54,7 @@ def _upstream(name: str, upstream: dict[str, Any]) -> Table:
         title += f" · hedges won {hedges['won']} lost {hedges['lost']} denied {hedges['denied']}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     left = ("region", "state", "endpoint")
+    tls = any("tls_sessions" in endpoint for region in upstream["regions"] for endpoint in region["endpoints"])
     for column in (
         "region",
         "state",
@@ -67,6 +68,7 @@ def _upstream(name: str, upstream: dict[str, Any]) -> Table:
         "busy",
         "opened",
         "reused",
+        *(("tickets",) if tls else ()),
     ):
         table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     for region in upstream["regions"]:
@@ -83,17 +85,33 @@ def _upstream(name: str, upstream: dict[str, Any]) -> Table:
                 _number(region["service_p95_ms"], " ms"),
                 str(region["in_flight"]),
             ]
-            opened = " ".join(f"{count} {kind}" for kind, count in pool["opened"].items()) or "0"
             table.add_row(
                 *(head if first else [""] * 7),
                 endpoint["endpoint"],
                 str(pool["idle"]),
                 str(pool["busy"]),
-                opened,
-                str(pool["reused"]),
+                " ".join(f"{count} {kind}" for kind, count in pool["opened"].items()) or "0",
+                _reused(pool),
+                *((str(endpoint.get("tls_sessions", "-")),) if tls else ()),
             )
             first = False
     return table
+
+
+def _reused(pool: dict[str, Any]) -> str:
+    """How often a connection was used again, also as a share: the rest is what was opened."""
+    reused = pool["reused"]
+    total = reused + sum(pool["opened"].values())
+    return f"{reused} ({reused / total:.0%})" if reused else "0"
+
+
+def _sessions(events: dict[str, int]) -> Text:
+    """What became of TLS sessions since the start."""
+    told = [f"{events[event]} {event}" for event in ("stored", "resumed", "rejected", "expired")]
+    accepted, rejected = events["early_accepted"], events["early_rejected"]
+    if accepted or rejected:
+        told.append(f"0-RTT {accepted} accepted {rejected} rejected")
+    return Text(f"TLS sessions · {' · '.join(told)}")
 
 
 def render_status(status: dict[str, Any]) -> Group:
@@ -105,6 +123,9 @@ def render_status(status: dict[str, Any]) -> Group:
             for endpoint in region["endpoints"]:
                 if "last_error" in endpoint:
                     parts.append(Text(f"  {region['region']}: {endpoint['last_error']}", style="red"))
+    sessions: dict[str, int] = status.get("tls_sessions", {})
+    if any(sessions.values()):
+        parts += [Text(), _sessions(sessions)]
     return Group(*parts)
 
 

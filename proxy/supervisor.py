@@ -262,6 +262,14 @@ class Supervisor(Program):
             self._contexts = contexts
             return sorted(restart or ())
 
+    async def release_sessions(self) -> None:
+        """Every worker lets another program have its sessions."""
+        await self.ask({"do": "release sessions"})
+
+    async def reclaim_sessions(self) -> None:
+        """Every worker holds sessions again."""
+        await self.ask({"do": "reclaim sessions"})
+
     async def drain_workers(self, settle_s: float, deadline_s: float) -> int:
         """Every worker drains; the last one's end is ours."""
         question = {"do": "stop", "settle_s": settle_s, "deadline_s": deadline_s}
@@ -300,11 +308,7 @@ class Supervisor(Program):
                 stop = _stop_worker(worker, question, reader, writer)
                 ending = asyncio.get_running_loop().create_task(stop, name="stop")
                 continue
-            reply = (
-                await _reload_worker(worker, question, descriptors)
-                if question["do"] == "reload"
-                else await answer(worker, question)
-            )
+            reply = await _reply(worker, question, descriptors)
             writer.write(json.dumps({"n": number, **reply}).encode() + b"\n")
         if ending is not None:
             await ending
@@ -312,6 +316,20 @@ class Supervisor(Program):
             await worker.drain(0.0, self.config.shutdown.deadline)  # the supervisor is gone
         await worker.close()
         return EXIT_OK
+
+
+async def _reply(worker: Worker, question: dict[str, Any], descriptors: socket.socket) -> dict[str, Any]:
+    """The supervisor's own questions are answered here, those that come from outside by `backend`."""
+    match question["do"]:
+        case "reload":
+            return await _reload_worker(worker, question, descriptors)
+        case "release sessions":
+            await worker.sessions.release()
+            return {}
+        case "reclaim sessions":
+            worker.sessions.reclaim()
+            return {}
+    return await answer(worker, question)
 
 
 async def _stop_worker(

@@ -326,6 +326,7 @@ class Worker:
             "worker": self.index,
             "ready": self.ready.is_set(),
             "uptime_s": round(now - self.started_at, 1),
+            "tls_sessions": self.sessions.counts(),
             "listeners": [listener.status() for listener in self.listeners.values()],
             "upstreams": {
                 name: upstream.add_sessions(upstream_status(upstream, now)) for name, upstream in self.upstreams.items()

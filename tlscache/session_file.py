@@ -251,8 +251,9 @@ class SessionFile:
         self._execute("DELETE FROM sessions WHERE id = ?", (row,))
 
     def share(self, digest: bytes, row: int) -> None:
-        """Let other processes have a session; the oldest free ones of its scope make room."""
-        self._execute("UPDATE sessions SET owner = 0 WHERE id = ?", (row,))
+        """Let other processes have a session of ours; the oldest free ones of its scope make room."""
+        # Said twice, it must not free what another process has claimed in between.
+        self._execute("UPDATE sessions SET owner = 0 WHERE id = ? AND owner = ?", (row, self._owner))
         for key in self._keys:
             self._execute(
                 "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE scope = ? AND owner = 0 "

@@ -9,6 +9,8 @@
   and has the thread remove the row. What the front has no room for is left to other processes in the file.
 - `prefetch` has the thread claim free rows for the front: at the start for every scope that will be dialled. A `pop`
   that takes the last one, or finds none, asks for some itself, for the next time.
+- `release` gives the whole front back, for the program that is about to replace this one: from then on nothing is
+  given out here, and what is put goes to the others, until `reclaim`.
 - A file that is locked is a miss, and its changes are tried again; one that can't be used is a warning (at most one a
   minute), and sessions then live in memory alone. Past `QUEUE_MAX` waiting changes new sessions are not written.
 Make it after forking: it has a thread. `warn` and the callbacks of futures run on that thread.
@@ -59,13 +61,15 @@ class _Entry:
 class _Change(NamedTuple):
     """Something for the thread to do: a method and its arguments.
 
-    `done` is told how many sessions of `digest` there are then.
+    `done` is told how many sessions of `digest` there are then. Where the file is locked, that is a miss for whoever
+    waits, unless he is `patient`; what nobody waits for is tried again.
     """
 
     method: Callable[..., None] | None  # None: end
     arguments: tuple[Any, ...] = ()
     done: Future[int] | None = None
     digest: bytes = b""
+    patient: bool = False
 
 
 class SQLiteStore:
@@ -92,7 +96,9 @@ class SQLiteStore:
         self._clock = clock
         self._file = SessionFile(path, keys, per_scope=per_scope, total=total, warn=warn)
         self._lock = threading.Lock()  # guards the front
-        self._front: dict[bytes, list[_Entry]] = {}  # oldest first
+        self._front: dict[bytes, list[_Entry]] = {}  # oldest first; empty while `_released`
+        self._released = False
+        self._given_back: dict[bytes, int] = {}  # what was released, by scope
         self._asked: dict[bytes, float] = {}
         self._changes: queue.SimpleQueue[_Change] = queue.SimpleQueue()
         self._closed = False
@@ -117,7 +123,7 @@ class SQLiteStore:
         with self._lock:
             entries = self._front.setdefault(digest, [])
             entries.append(entry)
-            spare = entries.pop(0) if len(entries) > self._per_scope else None
+            spare = entries.pop(0) if len(entries) > self._per_scope or self._released else None
         self.counters.stored += 1
         if self._changes.qsize() < QUEUE_MAX:
             self._changes.put(_Change(self._add, (entry,)))
@@ -157,7 +163,7 @@ class SQLiteStore:
 
     def _ask(self, digest: bytes, now: float) -> None:
         moment = monotonic()
-        if moment - self._asked.get(digest, _NEVER) < ASK_AGAIN_S:
+        if self._released or moment - self._asked.get(digest, _NEVER) < ASK_AGAIN_S:
             return
         if len(self._asked) >= SCOPES_ASKED_MAX:
             self._asked.clear()
@@ -165,18 +171,45 @@ class SQLiteStore:
         self._changes.put(_Change(self._claim, (digest, max(1, self._per_scope // 2), now)))
 
     def prefetch(self, scope: Scope, count: int, now: float) -> Future[int]:
-        """Have up to `count` sessions of a scope in memory, from the file where need be.
+        """Have up to `count` sessions of a scope in memory, from the file where need be. For `ASK_AGAIN_S` a `pop` then
+        asks for no more: other processes start as well, and want theirs.
 
         The result: how many there are.
         """
         done: Future[int] = Future()
         held = self.held(scope)
-        if held >= count or self._closed:
+        if held >= count or self._closed or self._released:
             done.set_result(held)
         else:
+            self._asked[scope.digest] = monotonic()
             arguments = (scope.digest, min(count, self._per_scope) - held, now)
             self._changes.put(_Change(self._claim, arguments, done, scope.digest))
         return done
+
+    def release(self) -> Future[int]:
+        """Let other processes have every session; the result is there when they can find them.
+
+        A session is out of memory before its row is free: whoever claims it is the only one that can use it.
+        """
+        with self._lock:
+            self._released = True
+            entries = [entry for entries in self._front.values() for entry in entries]
+            self._given_back = {digest: len(entries) for digest, entries in self._front.items()}
+            self._front.clear()
+        done: Future[int] = Future()
+        if self._closed:
+            done.set_result(0)
+        else:
+            self._changes.put(_Change(self._share, tuple(entries), done, patient=True))
+        return done
+
+    def reclaim(self, now: float) -> None:
+        """The other program did not come up: hold sessions again, and have what it left."""
+        with self._lock:
+            self._released = False
+            given_back, self._given_back = self._given_back, {}
+        for digest, count in given_back.items():
+            self._changes.put(_Change(self._claim, (digest, count, now)))
 
     def held(self, scope: Scope) -> int:
         """How many sessions of a scope are in memory, expired ones among them perhaps."""
@@ -209,12 +242,11 @@ class SQLiteStore:
         while not stopping:
             batch = self._next_batch()
             stopping = any(change.method is None for change in batch)
-            if not self._apply(batch) and not stopping:
-                for change in batch:  # behind what came meanwhile: `taken` and `shared` make every order right
-                    if change.done is None:
-                        self._changes.put(change)
+            again = not self._apply(batch) and not stopping
             for change in batch:
-                if change.done is not None and not change.done.cancelled():
+                if again and (change.done is None or change.patient):
+                    self._changes.put(change)  # behind what came meanwhile: `taken` and `shared` make every order right
+                elif change.done is not None and change.done.set_running_or_notify_cancel():
                     change.done.set_result(len(self._front.get(change.digest, ())))
         try:
             self._file.close()
@@ -275,8 +307,11 @@ class SQLiteStore:
         self._written.clear()
         self._removed = 0
         with self._lock:
-            for entry in self._claimed:  # newest first, and all of them older than what is there
-                self._front.setdefault(entry.digest, []).insert(0, entry)
+            if not self._released:
+                for entry in self._claimed:  # newest first, and all of them older than what is there
+                    self._front.setdefault(entry.digest, []).insert(0, entry)
+            elif self._claimed:
+                self._changes.put(_Change(self._share, tuple(self._claimed)))
         self._claimed.clear()
 
     def _complain(self, text: str) -> None:
@@ -297,10 +332,11 @@ class SQLiteStore:
             self._file.remove(entry.row)
             self._removed += 1
 
-    def _share(self, entry: _Entry) -> None:
-        entry.shared = True
-        if entry.row:
-            self._file.share(entry.digest, entry.row)
+    def _share(self, *entries: _Entry) -> None:
+        for entry in entries:
+            entry.shared = True
+            if entry.row:
+                self._file.share(entry.digest, entry.row)
 
     def _claim(self, digest: bytes, limit: int, now: float) -> None:
         self._claimed += [_Entry(digest, session, row) for row, session in self._file.claim(digest, limit, now)]

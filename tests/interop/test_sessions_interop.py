@@ -1,10 +1,11 @@
-"""`onetrip serve` in front of nginx and HAProxy: sessions that survive `kill -9`, 0-RTT, and what must never resume."""
+"""`onetrip serve` in front of nginx, HAProxy, s_server and Node: sessions that survive `kill -9`, 0-RTT, and what must never resume."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,7 +24,8 @@ from loadtests.lab.certificates import issue, make_ca
 pytestmark = pytest.mark.interop
 
 WARM = 3
-DEADLINE_S = 15.0
+DEADLINE_S = 30.0
+PACKAGES = {"node": "nodejs"}
 KEY = "a key that nobody guesses"
 
 NGINX = """\
@@ -37,7 +39,8 @@ http {{
   server {{
     listen 127.0.0.1:{port} ssl;
     ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3;
-    ssl_early_data on;
+    ssl_early_data on; {option}
+    location /resumed {{ return 200 "resumed:$ssl_session_reused\n"; }}
     location / {{ return 200 "early:$ssl_early_data told:$http_early_data attempt:$http_onetrip_attempt\\n"; }}
     location /late {{
       if ($http_early_data) {{ return 425; }}
@@ -56,7 +59,16 @@ defaults
   timeout connect 5s
 frontend origin
   bind 127.0.0.1:{port} ssl crt {both} alpn http/1.1
-  http-request return status 200 content-type text/plain string "ok"
+  http-request return status 200 content-type text/plain lf-string "resumed:%[ssl_fc_is_resumed]"
+"""
+NODE = """\
+const https = require("https"), fs = require("fs");
+const [cert, key, port] = process.argv.slice(1);
+const server = https.createServer({cert: fs.readFileSync(cert), key: fs.readFileSync(key)}, (request, response) => {
+  response.end("resumed:" + request.socket.isSessionReused());
+});
+server.keepAliveTimeout = 600e3;
+server.listen(Number(port), "127.0.0.1");
 """
 CONFIG = """\
 listeners: [{{name: web, address: "127.0.0.1:{listen}", upstream: app}}]
@@ -71,13 +83,14 @@ upstreams:
 sessions: {{path: "{directory}/sessions.db", key: "{key}"}}
 admin: {{address: "127.0.0.1:{admin}"}}
 access_log: off
+workers: {workers}
 """
 
 
 def program(name):
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is None:
-        pytest.fail(f"{name} is not installed: apt-get install {name}")
+        pytest.fail(f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}")
     return path
 
 
@@ -121,31 +134,42 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path):
-    """Start processes; all of them are gone at the end."""
+    """Start processes; all of them are gone at the end, and the programs that they started in their place."""
     started = []
     errors = tmp_path / "errors"
 
     def start(command, port):
         with errors.open("wb") as said:
-            process = subprocess.Popen(command, stdout=said, stderr=said)
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
         started.append(process)
         wait_for(lambda: listens(port) or process.poll() is not None, f"{command[0]} listening")
         assert process.poll() is None, f"{command} ended: {errors.read_text()}"
         return process
 
     yield start
+    for pid in successors(errors):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     for process in started:
         process.kill()
-        process.wait()
+        process.communicate()
+
+
+def successors(errors):
+    """The programs that SIGUSR2 had started, by what was logged."""
+    return [int(pid) for pid in re.findall(r'"successor": (\d+), "event": "hand_over"', errors.read_text())]
 
 
 class Nginx:
-    def __init__(self, run, files, directory):
+    warm = WARM
+    resumed = "resumed:r"
+
+    def __init__(self, run, files, directory, option=""):
         self.run = run
         self.port = free_port()
         self.command = [program("nginx"), "-c", str(directory / "nginx.conf")]
-        text = NGINX.format(directory=directory, port=self.port, certificate=files.certificate, key=files.key)
-        (directory / "nginx.conf").write_text(text)
+        names = {"directory": directory, "port": self.port, "certificate": files.certificate, "key": files.key}
+        (directory / "nginx.conf").write_text(NGINX.format(option=option, **names))
         self.start()
 
     def start(self):
@@ -159,22 +183,46 @@ class Nginx:
 
 
 class Haproxy:
+    warm = WARM
+    resumed = "resumed:1"
+
     def __init__(self, run, files, directory):
         self.port = free_port()
         (directory / "haproxy.cfg").write_text(HAPROXY.format(port=self.port, both=files.both))
         run([program("haproxy"), "-db", "-f", str(directory / "haproxy.cfg")], self.port)
 
 
+class SServer:
+    """OpenSSL's: one connection after the other, and none that waits is even accepted."""
+
+    warm = 1
+    resumed = "Reused, TLSv1.3"
+
+    def __init__(self, run, files, directory):
+        self.port = free_port()
+        command = [program("openssl"), "s_server", "-accept", f"127.0.0.1:{self.port}", "-www"]
+        run([*command, "-cert", str(files.certificate), "-key", str(files.key)], self.port)
+
+
+class Node:
+    warm = WARM
+    resumed = "resumed:true"
+
+    def __init__(self, run, files, directory):
+        self.port = free_port()
+        run([program("node"), "-e", NODE, str(files.certificate), str(files.key), str(self.port)], self.port)
+
+
 class Onetrip:
     """`onetrip serve` with a sessions file."""
 
-    def __init__(self, run, directory, port, tls, *, protocol="h1", warm=WARM):
+    def __init__(self, run, directory, port, tls, *, protocol="h1", warm=WARM, workers=1):
         self.run = run
         self.listen, self.admin = free_port(), free_port()
         self.file = directory / "onetrip.yaml"
         self.fields = {
             "listen": self.listen, "admin": self.admin, "port": port, "directory": directory, "key": KEY,
-            "protocol": protocol, "warm": warm,
+            "protocol": protocol, "warm": warm, "workers": workers,
         }  # fmt: skip
         self.configure(tls)
 
@@ -205,12 +253,13 @@ class Onetrip:
 
     def wait_until_written(self):
         """The tickets of a restart are in the file."""
-        self.wait_for_tickets(WARM)
+        wanted = self.fields["warm"] * self.fields["workers"]
+        self.wait_for_tickets(wanted)
         path = self.fields["directory"] / "sessions.db"
 
         def written():
             with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-                return database.execute("SELECT count(*) FROM sessions").fetchone()[0] >= WARM
+                return database.execute("SELECT count(*) FROM sessions").fetchone()[0] >= wanted
 
         wait_for(written, "tickets in the file")
 
@@ -235,22 +284,52 @@ class Onetrip:
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def hand_over(self):
+        """SIGUSR2: the next answers are the successor's."""
+        self.process.send_signal(signal.SIGUSR2)
+        assert self.process.wait(DEADLINE_S) == 0
+
 
 def good(files):
     return f"server_name: localhost, ca: {files.ca}"
 
 
-@pytest.mark.parametrize("server", [Nginx, Haproxy])
+@pytest.mark.parametrize("server", [Nginx, Haproxy, SServer, Node])
 def test_after_kill_9_every_connection_resumes(run, files, tmp_path, server):
     origin = server(run, files, tmp_path)
-    proxy = Onetrip(run, tmp_path, origin.port, good(files)).start()
-    assert proxy.opened() == {"full": WARM}
+    proxy = Onetrip(run, tmp_path, origin.port, good(files), warm=origin.warm).start()
+    assert proxy.opened()["full"] > 0
     for _ in range(3):
         proxy.wait_until_written()
         proxy.kill()
         proxy.start()
-        assert proxy.opened() == {"resumed": WARM}
+        assert proxy.opened() == {"resumed": origin.warm}
     assert proxy.event("rejected") == 0
+    assert origin.resumed in proxy.get("/resumed")
+
+
+@pytest.mark.parametrize("tickets", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_sigusr2_every_connection_resumes(run, files, tmp_path, workers, tickets):
+    origin = Nginx(run, files, tmp_path, f"ssl_conf_command NumTickets {tickets};")
+    proxy = Onetrip(run, tmp_path, origin.port, good(files), workers=workers).start()
+    assert proxy.opened()["full"] > 0  # a dial that is late may resume with what the first brought
+    proxy.wait_until_written()
+    proxy.hand_over()
+    assert proxy.opened() == {"resumed": WARM * workers}
+    assert proxy.event("rejected") == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_successor_that_does_not_come_up_leaves_the_sessions(run, files, tmp_path, workers):
+    origin = Nginx(run, files, tmp_path)
+    proxy = Onetrip(run, tmp_path, origin.port, good(files), workers=workers).start()
+    proxy.wait_until_written()
+    proxy.file.write_text("nonsense")
+    proxy.process.send_signal(signal.SIGUSR2)
+    wait_for(lambda: "hand_over_failed" in (tmp_path / "errors").read_text(), "the failure")
+    proxy.wait_for_tickets(WARM * workers)
+    assert proxy.get("/resumed") == "resumed:."
 
 
 @pytest.mark.parametrize("protocol", ["auto", "h2"])
@@ -258,7 +337,7 @@ def test_http2_connections_resume_as_well(run, files, tmp_path, protocol):
     text = NGINX.replace(" ssl;\n", " ssl http2;\n")
     port = free_port()
     (tmp_path / "nginx.conf").write_text(
-        text.format(directory=tmp_path, port=port, certificate=files.certificate, key=files.key)
+        text.format(directory=tmp_path, port=port, certificate=files.certificate, key=files.key, option="")
     )
     run([program("nginx"), "-c", str(tmp_path / "nginx.conf")], port)
     proxy = Onetrip(run, tmp_path, port, good(files), protocol=protocol).start()

@@ -362,7 +362,8 @@ async def test_status() -> None:
         await client.send(b"x")
         await client.exactly(1)
         found = (await ask("GET", "/status")).json
-        assert set(found) == {"version", "workers", "stopping", "ready", "uptime_s", "listeners", "upstreams"}
+        keys = {"version", "workers", "stopping", "ready", "uptime_s", "tls_sessions", "listeners", "upstreams"}
+        assert set(found) == keys
         assert (found["workers"], found["stopping"], found["ready"]) == (1, False, True)
         assert found["listeners"] == [
             {"name": "edge", "protocol": "tcp", "connections": 1, "accepted": 1, "failed": 0, "draining": False}

@@ -14,7 +14,7 @@ from loadtests.lab.certificates import issue, make_ca
 from proxy import sessions as sessions_module
 from proxy.config import ConfigError, parse_config
 from proxy.metrics import Snapshot
-from proxy.sessions import FRESH_S, TOP_UP_MAX_S, TOP_UP_S, Sessions, scope_of, session_keys
+from proxy.sessions import FRESH_S, SPARE, TOP_UP_MAX_S, TOP_UP_S, Sessions, scope_of, session_keys
 from routing.model import Endpoint
 from tlscache.context import CertificatePair, ClientContext, ClientSettings, ServerContext, ServerSettings
 from tlscache.engine import State, TLSEngine
@@ -254,6 +254,56 @@ async def test_a_file_that_can_not_be_used_leaves_memory(tmp_path):
     opened = Sessions.open(config, 1, SimpleNamespace(error=lambda event, **fields: said.append(event)))
     assert isinstance(opened.store, MemoryStore)
     assert said == ["sessions_in_memory_only"]
+
+
+def opened_on(path, clock, workers=1):
+    return Sessions(SQLiteStore(str(path), [b"k" * 32]), clock, workers)
+
+
+async def test_a_successor_has_what_was_released(tmp_path, context, server, clock):
+    old, new = (opened_on(tmp_path / "s.db", clock) for _ in range(2))
+    mine, its = old.of(ENDPOINT, context), new.of(ENDPOINT, context)
+    mine.keep(handshake(mine, server)[0])
+    await old.release()
+    await new.prefetch([(its, 4)])
+    assert (mine.held, its.held) == (0, 2)
+    assert handshake(its, server)[1] == "resumed"
+    late, kind = handshake(mine, server)
+    assert kind == "full"
+    mine.keep(late)
+    assert mine.held == 0
+    await new.close()
+    old.reclaim()
+    await old.prefetch([(mine, 4)])
+    assert mine.held == 3
+    assert handshake(mine, server)[1] == "resumed"
+    await old.close()
+
+
+async def test_sessions_in_memory_are_nobody_elses(sessions, context, server):
+    mine = sessions.of(ENDPOINT, context)
+    mine.keep(handshake(mine, server)[0])
+    await sessions.release()
+    sessions.reclaim()
+    assert handshake(mine, server)[1] == "resumed"
+
+
+async def test_workers_that_start_share_what_there_is(tmp_path, context, server, clock):
+    before = opened_on(tmp_path / "s.db", clock)
+    mine = before.of(ENDPOINT, context)
+    for _ in range(2):
+        mine.keep(handshake(mine, server)[0])
+    mine.keep(handshake(mine, server)[0])
+    held = mine.held
+    await before.close()
+    warm = held // 2
+    workers = [opened_on(tmp_path / "s.db", clock, 2) for _ in range(2)]
+    for worker in workers:
+        its = worker.of(ENDPOINT, context)
+        await worker.prefetch([(its, warm + SPARE)])
+        assert its.held == warm
+    for worker in workers:
+        await worker.close()
 
 
 async def test_sessions_of_before_are_there_before_the_first_dial(tmp_path, context, server, clock):

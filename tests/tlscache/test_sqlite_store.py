@@ -1,6 +1,7 @@
 """Sessions on disk: shared by processes, out of a killed one's hands, behind damage, locks and other people's files."""
 
 import os
+import random
 import signal
 import sqlite3
 import stat
@@ -288,6 +289,137 @@ def test_processes_popping_at_once_get_each_session_once(stores):
     processes = [run(script, stores.path, 300) for _ in range(3)]
     given = [number for process in processes for number in process.communicate(timeout=60)[0].split()]
     assert sorted(map(int, given)) == list(range(300))
+
+
+# ---- one process in another one's place
+
+
+def test_what_is_released_is_the_others(stores):
+    old, new = stores(), stores()
+    for number in range(3):
+        old.put(A, session(number), NOW)
+    assert old.release().result(5) == 0
+    assert fetch(new, A) == 3
+    assert [number_of(new.pop(A, NOW)) for _ in range(4)] == [2, 1, 0, None]
+    assert old.pop(A, NOW) is None
+
+
+def test_what_comes_after_a_release_is_the_others_too(stores):
+    old, new = stores(), stores()
+    old.release()
+    old.put(A, session(1), NOW)
+    assert old.pop(A, NOW) is None
+    assert fetch(old, A) == 0
+    old.flush()
+    assert fetch(new, A) == 1
+
+
+def test_a_claim_under_way_does_not_outlast_a_release(stores):
+    before = stores()
+    before.put(A, session(1), NOW)
+    before.close()
+    old, new = stores(), stores()
+    old.flush()
+    blocker = sqlite3.connect(stores.path)
+    blocker.execute("BEGIN IMMEDIATE")
+    assert old.pop(A, NOW) is None  # asks the file for the next time, and waits for its lock
+    released = old.release()
+    blocker.rollback()
+    released.result(5)
+    old.flush()
+    assert (old.held(A), fetch(new, A)) == (0, 1)
+
+
+def test_a_release_waits_for_a_locked_file(stores):
+    old, new = stores(), stores()
+    old.put(A, session(1), NOW)
+    old.flush()
+    blocker = sqlite3.connect(stores.path)
+    blocker.execute("BEGIN IMMEDIATE")
+    released = old.release()
+    old.flush()  # tried, in vain
+    assert not released.done()
+    blocker.rollback()
+    released.result(5)
+    assert fetch(new, A) == 1
+
+
+def test_what_was_released_is_reclaimed(stores):
+    old, new = stores(), stores()
+    for number in range(3):
+        old.put(A, session(number), NOW)
+    old.release().result(5)
+    assert fetch(new, A, 1) == 1
+    old.reclaim(NOW)
+    old.flush()
+    assert old.held(A) == 2
+    old.put(A, session(3), NOW)
+    assert [number_of(old.pop(A, NOW)) for _ in range(4)] == [3, 1, 0, None]
+
+
+def test_a_closed_store_has_released_everything(stores):
+    store = stores()
+    store.put(A, session(1), NOW)
+    store.close()
+    assert store.release().done()
+    assert fetch(stores(), A) == 1
+
+
+def test_a_row_is_shared_by_its_owner_alone(stores, tmp_path):
+    one, two = (SessionFile(stores.path, [KEY], per_scope=8, total=8, warn=stores.warnings.append) for _ in range(2))
+    one.open()
+    two.open()
+    row = one.add(A.digest, session(1))
+    one.share(A.digest, row)
+    assert len(two.claim(A.digest, 1, NOW)) == 1
+    one.share(A.digest, row)
+    assert one.claim(A.digest, 1, NOW) == []
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whoever_releases_and_reclaims_no_session_is_given_out_twice(stores, seed):
+    chance = random.Random(seed)
+    members = [stores(per_scope=6) for _ in range(3)]
+    given, number = [], 0
+    for _ in range(150):
+        store = chance.choice(members)
+        match chance.choice(("put", "put", "pop", "pop", "prefetch", "release", "reclaim", "reclaim", "flush")):
+            case "put":
+                store.put(A, session(number), NOW)
+                number += 1
+            case "pop":
+                given.append(number_of(store.pop(A, NOW)))
+            case "prefetch":
+                store.prefetch(A, chance.randrange(6), NOW)
+            case "release":
+                store.release()
+            case "reclaim":
+                store.reclaim(NOW)
+            case "flush":
+                store.flush()
+    for store in members:
+        store.reclaim(NOW)
+        store.put(A, session(number), NOW)
+        number += 1
+        store.flush()
+        given += [number_of(store.pop(A, NOW)) for _ in range(store.held(A))]
+    used = [one for one in given if one is not None]
+    assert len(used) == len(set(used)) >= len(members)
+
+
+def test_those_who_start_together_leave_each_other_something(stores):
+    before = stores()
+    for number in range(6):
+        before.put(A, session(number), NOW)
+    before.close()
+    one, two = stores(), stores()
+    assert fetch(one, A, 3) == 3
+    for _ in range(3):
+        assert one.pop(A, NOW) is not None
+    one.flush()
+    assert fetch(two, A, 3) == 3
 
 
 # ---- keys
