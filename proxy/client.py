@@ -237,7 +237,11 @@ class ClientConnection(Connection):
                 self.deliver(codec.receive(data))
                 if codec.reading is self.read_paused or codec.multiplexed or codec.closing:
                     self.after_receive()
-            if engine is not None and engine.state is not _TLS_OPEN and self.state is not _CLOSED:
+            if (
+                engine is not None
+                and (engine.eof_received or engine.state is not _TLS_OPEN)
+                and self.state is not _CLOSED
+            ):
                 self._tls_ended(engine)
         finally:
             turn.depth -= 1
@@ -247,11 +251,20 @@ class ClientConnection(Connection):
     def _tls_ended(self, engine: TLSEngine) -> None:
         if engine.error is not None:
             self.fail_streams(ProxyError(Kind.TLS, f"{self.pool.target.endpoint}: {engine.error}"))
+            self.retire()
         else:
-            self.deliver(self.codec.receive_eof())  # close_notify: the origin's orderly end
-            if self.streams and not self.codec.closing:
-                return
+            self._origin_ended()  # close_notify: some wait for ours before their FIN
+
+    def _origin_ended(self) -> bool:
+        """The origin will send no more. True: a tunnel, half-closed: the client may still send."""
+        if self.streams and self.request_unread():
+            text = "the connection closed while idle, before the request arrived"
+            self.fail_streams(ProxyError(Kind.TERMINATED, text, unprocessed=True))
+        self.deliver(self.codec.receive_eof())
+        if self.streams and not self.codec.closing:
+            return True
         self.retire()
+        return False
 
     def eof_received(self) -> bool:
         """The origin will send no more. False: the transport closes itself."""
@@ -263,25 +276,16 @@ class ClientConnection(Connection):
                 return False
             engine = self.engine
             if engine is not None:
+                told = engine.eof_received  # by a close_notify before
                 engine.receive_eof()
-                if engine.truncated:
+                if engine.truncated and not self.codec.tunnel:
                     self._end_truncated()
                     return False
-            if self.streams and self.request_unread():
-                self.fail_streams(
-                    ProxyError(
-                        Kind.TERMINATED,
-                        "the connection closed while idle, before the request arrived",
-                        unprocessed=True,
-                    )
-                )
-            self.deliver(self.codec.receive_eof())
-            if self.streams and not self.codec.closing:
-                return True  # a tunnel, half-closed: the client may still send
-            self.retire()
+                if told and self.streams:
+                    return True  # a tunnel, half-closed
+            return self._origin_ended()
         finally:
             self.turn.end()
-        return False
 
     def _end_truncated(self) -> None:
         unprocessed = self.request_unread()

@@ -18,6 +18,7 @@ Rules (DESIGN: replay, winner, hedge, loser):
 from __future__ import annotations
 
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING, Final, cast
 
 from routing.balancer import Outcome
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 
 REPLAY_BYTES: Final = 64 * 1024
 HEDGE_AGAIN_S: Final = 0.05
+CONTINUE_AFTER_S: Final = 1.0
+"""What an origin has to answer an expectation (RFC 9110 section 10.1.1). Some never do, and some clients wait for ever:
+then the 100 is ours."""
 SAFE_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 RETRIED_STATUSES: Final = frozenset((425, 502, 503, 504))
 
@@ -79,6 +83,7 @@ class Exchange(StreamHandler):
         "bytes_out",
         "client_eof",
         "connection",
+        "continue_at",
         "downstream_blocked",
         "early_refused",
         "error",
@@ -132,6 +137,7 @@ class Exchange(StreamHandler):
         self.started = self.active_at = self.connection.turn.now
         self.sent_at = self.first_byte_at = 0.0
         self.hedge_at = 0.0
+        self.continue_at = 0.0  # when a client that waits for 100 gets it from us
         self.attempts: list[Attempt] = []  # live ones
         self.tried: list[Attempt] = []  # all, in order
         self.winner: Attempt | None = None
@@ -179,6 +185,8 @@ class Exchange(StreamHandler):
             self.switching = bool(request.upgrade) or method == b"CONNECT"
             self.request_end = self.switching
             self.replay = []
+            if request.expect_continue:
+                self.continue_at = self.started + CONTINUE_AFTER_S
         hop = self.connection.hop
         self.hop_trusted = hop.trusted
         self.grpc = request.te_trailers and method == b"POST" and is_call(request)
@@ -316,6 +324,8 @@ class Exchange(StreamHandler):
 
     def on_interim(self, attempt: Attempt, head: ResponseHead) -> None:
         """100, 102, 103: passed on at once where there is only one attempt, kept until it wins where there are more."""
+        if head.status == 100:
+            self.continue_at = 0.0
         if attempt.state is ATTEMPT_SENT and len(self.attempts) == 1 and not self.hedged:
             self.active_at = self.connection.turn.now
             self.stream.send_headers(head, False)
@@ -576,13 +586,20 @@ class Exchange(StreamHandler):
             return self.active_at + timeouts.idle
         deadline = self.started + self.total
         if self.state is _RELAYING or not self.request_end:
-            return min(deadline, self.active_at + timeouts.idle)
+            deadline = min(deadline, self.active_at + timeouts.idle, self._connect_deadline())
+            return min(deadline, self.continue_at) if self.continue_at else deadline
         if self.attempts:
             latest = self.attempts[-1]
             allowed = timeouts.connect if latest.waiting else timeouts.response
             since = latest.started if latest.waiting else max(latest.connected_at, self.active_at)
             deadline = min(deadline, since + allowed)
         return deadline
+
+    def _connect_deadline(self) -> float:
+        """By when an attempt that waits for a connection has one, whether or not the request's body is complete."""
+        if self.state is _RELAYING or not self.attempts or not self.attempts[-1].waiting:
+            return inf
+        return self.attempts[-1].started + self.route.timeouts.connect
 
     def on_timer(self, now: float) -> None:
         """The hedge's time, or a deadline (perhaps one that activity has moved since)."""
@@ -593,10 +610,22 @@ class Exchange(StreamHandler):
             if self.attempts:
                 self._arm(now)
             return
+        if self.continue_at and now >= self.continue_at:
+            self._continue(now)
         if now < self._deadline():
             self._arm(now)
             return
         self._time_out(now)
+
+    def _continue(self, now: float) -> None:
+        """The client may wait for a 100, and no origin has said a word about it."""
+        self.continue_at = 0.0
+        if self.state is not _TRYING or self.request_end or self.bytes_in:
+            return
+        if any(attempt.stream is not None for attempt in self.attempts):
+            self.stream.send_headers(ResponseHead(100, [], {}, reason=b"Continue"), False)
+        else:
+            self.continue_at = now + CONTINUE_AFTER_S  # nobody is there yet to take the body
 
     def _time_out(self, now: float) -> None:
         timeouts = self.route.timeouts
@@ -607,7 +636,7 @@ class Exchange(StreamHandler):
             )
             self._response_broke(ProxyError(Kind.READ_TIMEOUT, what))
             return
-        if not self.request_end:
+        if not self.request_end and (total or now < self._connect_deadline()):
             if total:
                 text = f"the request was not complete within the total time-out of {self.total:g} s"
             else:

@@ -62,6 +62,7 @@ LINGER_S: Final = 2.0
 GOAWAY_S: Final = 2.0
 """How long a client has to notice a GOAWAY: what it sends after the last one is refused."""
 LINGER_BYTES: Final = 4 * 1024 * 1024
+LINGER_SHARED_BYTES: Final = 20 * 1024 * 1024  # what an HTTP/2 client had credit for, and some frames
 PROBE_AFTER_S: Final = 0.5
 HELD_MAX: Final = 16  # requests of a connection's 0-RTT data that wait for the handshake; more are answered 425
 H2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -192,7 +193,7 @@ class ServerConnection(Connection):
                 self._discard(len(data))
             elif self.state is _PRELUDE:
                 self._read_prelude(data)
-            if engine is not None and engine.state is _TLS_CLOSED and self.state is _OPEN:
+            if engine is not None and (engine.eof_received or engine.state is _TLS_CLOSED) and self.state is _OPEN:
                 self._client_sends_no_more()
         finally:
             turn.depth -= 1
@@ -337,7 +338,7 @@ class ServerConnection(Connection):
 
     def _discard(self, size: int) -> None:
         self.lingered += size
-        if self.lingered > LINGER_BYTES:
+        if self.lingered > (LINGER_SHARED_BYTES if self.codec.multiplexed else LINGER_BYTES):
             self._end_now()
 
     # -- requests ----------------------------------------------------------------------------------
@@ -481,6 +482,7 @@ class ServerConnection(Connection):
         if self.state is _OPEN:
             text = f"no complete request head within {self.listener.header_timeout:g} s"
             self.deliver(self.codec.expire(ProxyError(Kind.SLOW_REQUEST, text)))
+            self.touch()  # HTTP/2 says it by GOAWAY, which no stream sends
         else:
             self._end_now()
 

@@ -162,10 +162,9 @@ class Pool:
             )
             return
         self.waiters.append(attempt)
-        if (
-            (self.dialling - self._aside) * self._streams_each < len(self.waiters)
-            and len(self.connections) + self.dialling < self.settings.max_connections
-        ):
+        if (self.dialling - self._aside) * self._streams_each < len(self.waiters) and len(
+            self.connections
+        ) + self.dialling < self.settings.max_connections:
             self._dial()
 
     def early_waiter(self) -> Attempt | None:

@@ -30,6 +30,11 @@ class Codec(ABC):
     __slots__ = ()
 
     @property
+    def tunnel(self) -> bool:
+        """Bytes of another protocol, which knows by itself when it is complete: an end of TCP alone is one."""
+        return False
+
+    @property
     @abstractmethod
     def multiplexed(self) -> bool:
         """Several requests may be open at once; and receiving may produce bytes to send (acknowledgements)."""

@@ -30,9 +30,9 @@ FUNCTION_LINES_MAX = 75
 LONGER = {
     # A state machine each, whose rules stand on top: to cut one in two would hide what depends on what.
     "proxy/client.py": 480,
-    "proxy/exchange.py": 760,
-    "proxy/listener.py": 760,
-    "proxy/pool.py": 640,
+    "proxy/exchange.py": 780,
+    "proxy/listener.py": 770,
+    "proxy/pool.py": 660,
     "proxy/tcp.py": 500,
     "proxy/tunnel.py": 600,
     "proxy/worker.py": 430,

@@ -218,6 +218,11 @@ class H1ClientCodec(H1Connection):
         self._fail(error, events)
         return events
 
+    @property
+    def tunnel(self) -> bool:
+        """The upstream has switched protocols."""
+        return self._receive is _TUNNEL
+
     # Sending.
 
     @property

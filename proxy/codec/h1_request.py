@@ -20,7 +20,7 @@ _READER: Final = FieldReader(
         (b"connection", b"content-length", b"expect", b"host", b"te", b"transfer-encoding", b"upgrade"), CONTROL
     )
     | dict.fromkeys(semantics.UNDERSCORE_TWINS_REFUSED, CONTROL)
-    | dict.fromkeys((b"http2-settings", b"keep-alive", b"proxy-connection"), DROPPED)
+    | dict.fromkeys((b"http2-settings", b"keep-alive", b"proxy-authorization", b"proxy-connection"), DROPPED)
     | dict.fromkeys(semantics.UNDERSCORE_TWINS_DROPPED, DROPPED),
     Kind.BAD_REQUEST,
 )
@@ -28,6 +28,7 @@ _READER: Final = FieldReader(
 _METHODS: Final = frozenset(
     (b"DELETE", b"GET", b"HEAD", b"OPTIONS", b"PATCH", b"POST", b"PUT")
 )  # need no look at their octets
+_METHOD_BYTES: Final = 64  # past every registered one: 501 (RFC 9112 section 3)
 _LINE_BYTES: Final = 256  # what a request line may have beside its target
 _VERSION: Final = re.compile(rb"HTTP/[0-9]\.[0-9]")
 _VERSIONS: Final = (b"1.1", b"1.0")
@@ -58,6 +59,8 @@ def check_line(line: bytes, finished: bool, limits: H1Limits) -> tuple[bytes, by
     method, target, version = parts
     if not semantics.is_token(method):
         raise _bad(f"invalid method {quoted(method)}")
+    if len(method) > _METHOD_BYTES:
+        raise _bad(f"method longer than {_METHOD_BYTES} bytes", Kind.NOT_IMPLEMENTED)
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
         if _VERSION.fullmatch(version):
             raise _bad(f"version {quoted(version)} is not served here", Kind.BAD_VERSION)
@@ -148,11 +151,12 @@ def _apply_control(head: RequestHead, control: dict[bytes, bytes]) -> bool:
             persistent = _apply_connection(head, semantics.list_members(connection), control, persistent)
     if not control.keys() <= _USUAL:
         _apply_unusual(head, control)
-    if head.method == b"CONNECT" and head.content_length != 0:
-        raise _bad("CONNECT with a body")
+    if head.content_length != 0 and head.method in _BODYLESS_METHODS:
+        raise _bad(f"{head.method.decode()} with a body")
     return persistent
 
 
+_BODYLESS_METHODS: Final = frozenset((b"CONNECT", b"TRACE"))  # RFC 9110 sections 9.3.6 and 9.3.8
 _USUAL: Final = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection"))
 
 

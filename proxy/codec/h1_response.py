@@ -18,7 +18,7 @@ from .semantics import quoted
 _READER: Final = FieldReader(
     dict.fromkeys(KNOWN_RESPONSE_FIELDS, KNOWN)
     | dict.fromkeys((b"connection", b"content-length", b"transfer-encoding", b"upgrade"), CONTROL)
-    | dict.fromkeys((b"http2-settings", b"keep-alive", b"proxy-connection", b"te"), DROPPED),
+    | dict.fromkeys((b"http2-settings", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te"), DROPPED),
     Kind.BAD_RESPONSE,
 )
 

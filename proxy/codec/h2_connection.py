@@ -143,6 +143,8 @@ class H2Connection(H2Messages):
             code = wire.reset_code(error, self._server)
             if code == wire.REFUSED_STREAM and stream.sending is not Half.HEAD:
                 code = wire.INTERNAL_ERROR  # part of an answer has gone out: the client may not take it for unprocessed
+            if code == wire.INTERNAL_ERROR and stream.tunnel:  # RFC 8441 section 5, RFC 9113 section 8.5
+                code = wire.CANCEL if stream.upgrade else wire.CONNECT_ERROR
             self._reset(stream, code)
 
     @property
@@ -219,10 +221,13 @@ class H2Connection(H2Messages):
             raise H2Error(wire.PROTOCOL_ERROR, "HEADERS on stream 0")
         fault = ""
         if flags & (wire.PADDED | wire.PRIORITY_FLAG):
+            size = len(payload) - (1 if flags & wire.PADDED else 0)
             payload = unpadded(flags, payload)
             if flags & wire.PRIORITY_FLAG:
-                if len(payload) < 5:
+                if size < 5:
                     raise H2Error(wire.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+                if len(payload) < 5:
+                    raise H2Error(wire.PROTOCOL_ERROR, "more padding than payload")
                 if wire.unpack_u32(payload)[0] & wire.STREAM_ID_MAX == stream_id:
                     fault = "the stream depends on itself"
                 payload = payload[5:]

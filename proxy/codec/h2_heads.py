@@ -6,9 +6,9 @@ differently):
   with CONNECT only :authority, with extended CONNECT all and :protocol (RFC 8441); a response :status; trailers none.
 - A name is a lower-case token. A value has no control characters and no white space around it.
 - Nothing connection-specific: no `connection` and its kind, `te` only as `trailers`. One `content-length`.
-- :authority or `host` says where to, both only if they agree, and it must be a valid host. A path starts with `/` (or
-  is `*` for OPTIONS) and holds what may stand in an HTTP/1.1 request line: so no request can become two on its way
-  there.
+- :authority or one `host` says where to, both only if they agree, and it must be a valid host. A path starts with `/`
+  (or is `*` for OPTIONS) and holds what may stand in an HTTP/1.1 request line: so no request can become two on its
+  way there.
 
 A WebSocket by extended CONNECT stands in a `RequestHead` as HTTP/1.1 would have it: GET with `upgrade`, and a 101
 answers it. `sec-websocket-key` is made up when it is read, and its answer when the head is sent on (RFC 8441 section
@@ -45,7 +45,7 @@ _COMMON_NAMES: Final = {name for name, _ in hpack.STATIC if not name.startswith(
 _REQUEST_NAMES: Final[dict[bytes, int]] = {
     **dict.fromkeys(_COMMON_NAMES, _PLAIN),
     **dict.fromkeys(KNOWN_REQUEST_FIELDS, _KNOWN),
-    **dict.fromkeys(semantics.UNDERSCORE_TWINS_DROPPED | {b"http2-settings"}, _DROPPED),
+    **dict.fromkeys(semantics.UNDERSCORE_TWINS_DROPPED | {b"http2-settings", b"proxy-authorization"}, _DROPPED),
     **dict.fromkeys(semantics.UNDERSCORE_TWINS_REFUSED, _TWIN),
     **dict.fromkeys(_CONNECTION_SPECIFIC, _FORBIDDEN),
     **{b"content-length": _LENGTH, b"cookie": _COOKIE, b"host": _HOST, b"te": _TE, b"expect": _EXPECT},
@@ -53,7 +53,7 @@ _REQUEST_NAMES: Final[dict[bytes, int]] = {
 _RESPONSE_NAMES: Final[dict[bytes, int]] = {
     **dict.fromkeys(_COMMON_NAMES, _PLAIN),
     **dict.fromkeys(KNOWN_RESPONSE_FIELDS, _KNOWN),
-    **dict.fromkeys((b"http2-settings", b"te"), _DROPPED),
+    **dict.fromkeys((b"http2-settings", b"proxy-authenticate", b"te"), _DROPPED),
     **dict.fromkeys(_CONNECTION_SPECIFIC, _FORBIDDEN),
     b"content-length": _LENGTH,
 }
@@ -94,6 +94,7 @@ def _read_request_fields(head: RequestHead, fields: Fields, authority: bytes | N
     known = head.known
     keep = head.fields.append
     host = authority
+    named = False  # by `host`
     sensitive = False
     for field in fields:
         name, value = field
@@ -116,6 +117,9 @@ def _read_request_fields(head: RequestHead, fields: Fields, authority: bytes | N
             if head.content_length is None:
                 return f"invalid content-length {quoted(value)}"
         elif kind == _HOST:
+            if named:
+                return "repeated host"
+            named = True
             if host is not None and host.lower() != value.lower():
                 return f"host {quoted(value)} is not {quoted(host)}"
             host = value
@@ -156,6 +160,8 @@ def _apply_pseudo(head: RequestHead, pseudo: dict[bytes, bytes]) -> RequestHead 
             if len(pseudo) != 2 or not head.authority.rpartition(b"]")[2].rpartition(b":")[1]:
                 return "CONNECT with more than :authority, or without a port"
             return head
+        if not semantics.is_token(protocol):
+            return f"invalid :protocol {quoted(protocol)}"
     elif protocol is not None:
         return ":protocol without CONNECT"
     head.scheme = scheme = pseudo.get(b":scheme", b"")
@@ -239,8 +245,8 @@ def copy_response(head: ResponseHead) -> ResponseHead:
 
 def parse_trailers(fields: Fields) -> Fields | str:
     """A trailer section without what must not stand in one, or what is malformed (RFC 9113 section 8.1)."""
-    for name, _ in fields:
-        if not _is_name(name) or name in _CONNECTION_SPECIFIC:
+    for name, value in fields:
+        if not _is_name(name) or name in _CONNECTION_SPECIFIC or (name == b"te" and value.lower() != b"trailers"):
             return f"invalid trailer {quoted(name)}"
     return _bad_value(fields) or semantics.allowed_trailers(fields)
 

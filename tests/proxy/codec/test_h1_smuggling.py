@@ -359,6 +359,8 @@ REFUSED_400 |= {
     "Host twice in 1.0": heads(b"Host: h", start=b"GET / HTTP/1.0"),
     "Host : value": b"GET / HTTP/1.1\r\nHost : h\r\n\r\n",
     "folded Host": b"GET / HTTP/1.1\r\nHost:\r\n h\r\n\r\n",
+    "TRACE with a length": heads(b"Content-Length: 3", start=b"TRACE / HTTP/1.1") + b"abc",
+    "TRACE with chunks": heads(b"Transfer-Encoding: chunked", start=b"TRACE / HTTP/1.1") + ONE_CHUNK,
     "a bad Host beside an absolute target": b"GET http://h/ HTTP/1.1\r\nHost: a b\r\n\r\n",
 }
 
@@ -375,6 +377,7 @@ REFUSED_OTHERWISE = {
     "HTTP/1.2": (heads(start=b"GET / HTTP/1.2"), 505),
     "HTTP/2.0": (heads(start=b"GET / HTTP/2.0"), 505),
     "HTTP/0.9": (heads(start=b"GET / HTTP/0.9"), 505),
+    "a method longer than any": (heads(start=b"M" * 65 + b" / HTTP/1.1"), 501),
     "preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     "Expect": (heads(b"Expect: 100-continue, x", b"Content-Length: 0"), 417),
     "Expect twice": (heads(b"Expect: 100-continue", b"Expect: 100-continue"), 417),

@@ -232,6 +232,14 @@ async def test_client_does_not_wait_for_continue(proxy: Proxy, origin: Origin, c
     assert (await client.get()).status == 200
 
 
+async def test_origin_that_knows_no_expectations(proxy: Proxy, origin: Origin, client: Client) -> None:
+    origin.answer = echo  # which reads the body first, and says nothing before that
+    await client.send(request(b"POST", extra=b"expect: 100-continue\r\ncontent-length: 3\r\n"))
+    assert await client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue"
+    assert (await client.ask(b"abc")).body == b"abc"
+    assert (await client.get()).status == 200
+
+
 async def test_expectation_without_a_body(proxy: Proxy, origin: Origin, client: Client) -> None:
     assert (await client.get(extra=b"expect: 100-continue\r\n")).status == 200
 

@@ -33,6 +33,13 @@ async def test_hop_by_hop_fields_never_pass(proxy: Proxy, origin: Origin, client
     assert answer.one(b"x-kept") == b"1"
 
 
+async def test_proxy_credentials_stay_between_client_and_proxy(proxy: Proxy, origin: Origin, client: Client) -> None:
+    origin.answer = raw(b"HTTP/1.1 200 OK\r\nproxy-authenticate: Basic\r\ncontent-length: 2\r\n\r\nok")
+    answer = await client.get(extra=b"Proxy-Authorization: Basic eDp5\r\n")
+    assert (await origin.request()).one(b"proxy-authorization") is None
+    assert answer.one(b"proxy-authenticate") is None
+
+
 @pytest.mark.parametrize("name", [b"content-length", b"host", b"transfer-encoding"])
 async def test_connection_can_not_name_framing(proxy: Proxy, origin: Origin, client: Client, name: bytes) -> None:
     assert (await client.get(extra=b"connection: %b\r\n" % name)).status == 400

@@ -98,6 +98,7 @@ async def test_options_star(proxy: Proxy, origin: Origin, client: Client, target
         (b"CONNECT /x HTTP/1.1", 400),
         (b"CONNECT http://a.test:80/ HTTP/1.1", 400),
         (b"GET /" + b"a" * 40000 + b" HTTP/1.1", 414),
+        (b"A" * 10000 + b" / HTTP/1.1", 501),
         (b"GET /" + b"a" * 70000 + b" HTTP/1.1", 414),
     ],
 )

@@ -255,6 +255,12 @@ def test_headers_too_short_for_priority(peer):
     peer.connection_error(SIZE)
 
 
+@pytest.mark.parametrize("payload", [b"\x05" + u32(0) + b"\x10abc", b"\x03" + u32(0) + b"\x10"])
+def test_headers_whose_padding_reaches_into_the_priority(peer, payload):
+    peer.send(wire.frame(wire.HEADERS, 0x2D, 1, payload))
+    peer.connection_error(PROTOCOL)
+
+
 def test_headers_with_padding_and_priority(peer):
     block = peer.encoder.encode(GET)
     (event,) = peer.send(wire.frame(wire.HEADERS, 0x2D, 1, b"\x03" + u32(0) + b"\x10" + block + bytes(3)))
@@ -523,6 +529,10 @@ def test_continuation_on_stream_0(peer):
         ],
         pytest.param([*GET, (b"host", b"other.com")], id="host differs"),
         pytest.param([*GET[:3], (b"host", b"a.com"), (b"host", b"b.com")], id="two hosts"),
+        pytest.param([*GET[:3], (b"host", b"a.com"), (b"host", b"a.com")], id="the same host twice"),
+        pytest.param([*GET, (b"host", b"example.com"), (b"host", b"example.com")], id="authority and two hosts"),
+        pytest.param([(b":method", b"CONNECT"), *GET[1:], (b":protocol", b"web\r\nsocket")], id="protocol with CRLF"),
+        pytest.param([(b":method", b"CONNECT"), *GET[1:], (b":protocol", b"")], id="empty protocol"),
         pytest.param([*GET, (b"content-length", b"1")], id="length without a body"),
         pytest.param([*GET, (b"content-length", b"+0")], id="signed length"),
         pytest.param([*GET, (b"content-length", b"0"), (b"content-length", b"0")], id="two lengths"),
@@ -548,7 +558,10 @@ def test_second_head_without_end(peer):
     peer.stream_error(1, PROTOCOL)
 
 
-@pytest.mark.parametrize("field", [(b":method", b"POST"), (b"X", b"y"), (b"connection", b"close"), (b"x", b"a\nb")])
+@pytest.mark.parametrize(
+    "field",
+    [(b":method", b"POST"), (b"X", b"y"), (b"connection", b"close"), (b"te", b"gzip"), (b"x", b"a\nb")],
+)
 def test_malformed_trailers(peer, field):
     peer.send(peer.headers(1, POST, end=False), peer.data(1, b"test"))
     peer.send(peer.headers(1, [field]))

@@ -6,7 +6,7 @@ from proxy.codec import h2_frames as wire
 from proxy.codec.h2 import H2Limits
 from proxy.codec.h2_guard import TICK_WORK, Abuse, Guard
 from proxy.errors import Kind
-from proxy.message import ConnectionFailed, HeadRefused
+from proxy.message import ConnectionFailed, HeadRefused, ResponseHead
 
 GET = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"example.com")]
 POST = [(b":method", b"POST"), *GET[1:]]
@@ -127,6 +127,28 @@ def test_credit_for_data_is_no_abuse(server):
     for _ in range(5000):
         peer.send(wire.window_update(1, 1000), wire.window_update(0, 1000))
     peer.alive()
+
+
+def test_credit_that_comes_late_is_no_abuse(server):
+    """Two updates for each of many small DATA frames, when the peer gets to read them."""
+    peer = server()
+    peer.get()
+    peer.codec.send_headers(1, ResponseHead(200, [], {}), False)
+    for _ in range(5000):
+        peer.codec.send_data(1, b"x", False)
+    peer.codec.data_to_send()
+    for _ in range(5000):
+        peer.send(wire.window_update(1, 1), wire.window_update(0, 1))
+    peer.alive()
+    flood(peer, [wire.window_update(0, 1)] * 99999, 20000)
+
+
+def test_credit_for_work_long_ago_is_bounded():
+    guard = Guard()
+    guard.work += 1 << 30
+    kind = Abuse.WINDOW
+    assert all(guard.spend(kind) for _ in range(kind.saved + kind.size))
+    assert not guard.spend(kind)
 
 
 def test_continuations_without_end(peer):

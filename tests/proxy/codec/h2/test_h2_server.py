@@ -176,6 +176,18 @@ def test_websocket_keys_differ(peer):
     assert len(set(keys)) == 3
 
 
+@pytest.mark.parametrize(
+    ("fields", "status", "code"), [(WEBSOCKET, 101, wire.CANCEL), (CONNECT, 200, wire.CONNECT_ERROR)]
+)
+def test_tunnel_that_broke(peer, fields, status, code):
+    """RFC 8441 section 5 and RFC 9113 section 8.5: what a TCP reset at the other end is called."""
+    peer.send(peer.headers(1, fields, end=False))
+    peer.codec.send_headers(1, ResponseHead(status, [], {}), False)
+    peer.codec.send_data(1, b"before", False)
+    peer.codec.reset(1, ProxyError(Kind.TERMINATED, "connection lost"))
+    peer.stream_error(1, code)
+
+
 def test_refused_websocket_is_a_message(peer):
     peer.send(peer.headers(1, WEBSOCKET, end=False))
     peer.codec.send_headers(1, ResponseHead(403, [], {}, content_length=2), False)
