@@ -123,6 +123,14 @@ class Supervisor(Program):
         """How often a worker had to be restarted."""
         return self._restarts
 
+    async def run(self) -> int:
+        """Serve until a signal ends it. Returns the exit code."""
+        try:
+            return await super().run()
+        finally:
+            # A worker may end while the loop closes, which first closes the socket that signals are written to.
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+
     # -- workers -----------------------------------------------------------------------------------
 
     async def start_workers(self) -> None:
