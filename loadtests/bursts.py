@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import shutil
-import signal
 import statistics
-import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .first_request import PROXY, SERVER_NAME, answering, to
+from .first_request import PROXY, SERVER_NAME, answering, serving, to
 from .lab import Lab
 from .lab.certificates import issue
 from .lab.scheduling import MEASURING, hurry
+from .peers.nginx import Nginx
 from .wan.load import Client, burst
 
 if TYPE_CHECKING:
@@ -97,9 +94,8 @@ async def site() -> AsyncIterator[Lab]:
         certified = issue(lab.ca, names=[SERVER_NAME], key="ecdsa", file_name="nginx")
         text = NGINX.format(directory=lab.directory, certificate=certified.certificate, key=certified.key)
         (lab.directory / "nginx.conf").write_text(text)
-        nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"
         process = await asyncio.create_subprocess_exec(
-            *lab.command_prefix("far"), nginx, "-c", str(lab.directory / "nginx.conf")
+            *lab.command_prefix("far"), *Nginx().find(), "-c", str(lab.directory / "nginx.conf")
         )
         hurry(MEASURING, process.pid)
         try:
@@ -135,15 +131,9 @@ async def proxy(lab: Lab, case: Case) -> AsyncIterator[None]:
     """`onetrip serve` at home, its warm connections open."""
     config = lab.directory / "onetrip.yaml"
     write_config(config, lab, case)
-    command = [*lab.command_prefix(), sys.executable, "-m", "proxy.cli", "serve", str(config)]
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
-    hurry(MEASURING, process.pid)
-    try:
-        await answering(lambda: to(lab, PROXY))
+    async with serving(lab, config) as pid:
+        hurry(MEASURING, pid)
         yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
 
 
 def dialling(lab: Lab, address: tuple[str, int]) -> Callable[[], Coroutine[None, None, socket.socket]]:

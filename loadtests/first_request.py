@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import statistics
 import sys
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from .lab import Lab
 from .lab.certificates import issue
+from .peers.nginx import Nginx
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -102,8 +102,7 @@ class Origin:
         await self.stop()
         if renewed:
             (self._directory / "ticket.key").write_bytes(os.urandom(TICKET_KEY_BYTES))
-        nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or "nginx"
-        command = [*self._lab.command_prefix("far"), nginx, "-c", str(self._file)]
+        command = [*self._lab.command_prefix("far"), *Nginx().find(), "-c", str(self._file)]
         self._process = await asyncio.create_subprocess_exec(*command)
         await answering(lambda: self._lab.dial("far", tls=self._lab.client_context()))  # the process's first handshake
 
@@ -142,11 +141,18 @@ async def proxy(lab: Lab, directory: Path, case: Case) -> AsyncIterator[None]:
             fast_open=str(case.fast_open).lower(),
         )
     )
+    async with serving(lab, config):
+        yield
+
+
+@asynccontextmanager
+async def serving(lab: Lab, config: Path) -> AsyncIterator[int]:
+    """`onetrip serve` at home, once it answers at `PROXY`: its process id."""
     command = [*lab.command_prefix(), sys.executable, "-m", "proxy.cli", "serve", str(config)]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     try:
         await answering(lambda: to(lab, PROXY))
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         await process.wait()

@@ -13,7 +13,6 @@ import argparse
 import ctypes
 import gc
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -34,7 +33,9 @@ from tlscache.session_file import SessionFile
 from tlscache.sqlite_store import SQLiteStore
 from tlscache.store import MemoryStore
 
+from .peers.nginx import Nginx
 from .peers.process import free_port
+from .peers.wiring import Unavailable
 
 Rows = list[dict[str, object]]
 ROUNDS: Final = 5
@@ -208,9 +209,10 @@ def memory(directory: Path) -> Rows:
 @contextmanager
 def nginx(pair: Pair) -> Iterator[tuple[int, int, int]]:
     """An nginx of one process on two loopback ports: (its process id, the port, the one without TLS)."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if program is None:
-        sys.exit("the storm needs nginx: apt-get install nginx")
+    try:
+        command = Nginx().find()
+    except Unavailable as missing:
+        sys.exit(f"the storm needs nginx: {missing}")
     port, plain = free_port(), free_port()
     config = pair.directory / "nginx.conf"
     config.write_text(
@@ -229,7 +231,7 @@ def nginx(pair: Pair) -> Iterator[tuple[int, int, int]]:
         }}
         """
     )
-    with subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen([*command, "-c", str(config)], stderr=subprocess.DEVNULL) as process:
         try:
             while True:
                 try:

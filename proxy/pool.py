@@ -101,7 +101,7 @@ class Pool:
         self.shared: list[ClientConnection] = []  # multiplexed ones, idle or in use, that take new streams
         self.connections: set[ClientConnection] = set()  # every ready one
         self.dialling = 0
-        self._aside = 0  # of these: they have not begun, and nobody should wait for them
+        self._aside = 0  # of these: they have not begun
         self.waiters: deque[Attempt] = deque()
         self.upgrades: deque[Attempt] = deque()  # wait until a shared connection's peer has said whether it takes them
         self.ping_every_s = settings.keepalive_s
@@ -130,6 +130,11 @@ class Pool:
     def busy(self) -> int:
         """Connections that carry a request."""
         return len(self.connections) - len(self.idle) - sum(1 for c in self.shared if not c.streams)
+
+    @property
+    def _dials_begun(self) -> int:
+        """What one who waits for a connection can count on."""
+        return self.dialling - self._aside
 
     # -- lending -----------------------------------------------------------------------------------
 
@@ -162,9 +167,10 @@ class Pool:
             )
             return
         self.waiters.append(attempt)
-        if (self.dialling - self._aside) * self._streams_each < len(self.waiters) and len(
-            self.connections
-        ) + self.dialling < self.settings.max_connections:
+        if (
+            self._dials_begun * self._streams_each < len(self.waiters)
+            and len(self.connections) + self.dialling < self.settings.max_connections
+        ):
             self._dial()
 
     def early_waiter(self) -> Attempt | None:
@@ -283,7 +289,7 @@ class Pool:
             self.target.ready -= 1
         if not self.closed:
             self.refill()
-            if self.waiters and self.dialling - self._aside < len(self.waiters):
+            if self.waiters and self._dials_begun < len(self.waiters):
                 self._dial_for_waiters()
 
     def forget(self, attempt: Attempt) -> None:
@@ -339,7 +345,7 @@ class Pool:
         waiting = sum(1 for attempt in self.waiters if attempt.waiting)
         room = self.settings.max_connections - len(self.connections) - self.dialling
         wanted = math.ceil(waiting / self._streams_each)
-        for _ in range(min(room, wanted - self.dialling + self._aside)):
+        for _ in range(min(room, wanted - self._dials_begun)):
             self._dial()
 
     def _dial(self, first: bool = False, resume: bool = True, after_s: float = 0.0) -> None:

@@ -119,7 +119,7 @@ class Program:
         """Have them hold sessions again."""
         raise NotImplementedError
 
-    async def drain_workers(self, settle_s: float, deadline_s: float) -> int:
+    async def drain_workers(self, deadline_s: float) -> int:
         """Drain; how many connections were cut."""
         raise NotImplementedError
 
@@ -250,7 +250,7 @@ class Program:
             await asyncio.sleep(shutdown.settle)
         # The workers close their copies; while ours were open the kernel would go on completing handshakes for nobody.
         listening.close_all(sock for name, sock in self.sockets.items() if name != listening.ADMIN)
-        cut = await self.drain_workers(0.0, shutdown.deadline)
+        cut = await self.drain_workers(shutdown.deadline)
         if cut:
             self.exit_code = EXIT_CUT
             self.log.warning("stopped", connections_cut=cut)
@@ -352,9 +352,9 @@ class SingleProcess(Program):
         """Have the worker hold sessions again."""
         self.worker.sessions.reclaim()
 
-    async def drain_workers(self, settle_s: float, deadline_s: float) -> int:
+    async def drain_workers(self, deadline_s: float) -> int:
         """Drain the worker."""
-        cut = await self.worker.drain(settle_s, deadline_s)
+        cut = await self.worker.drain(deadline_s)
         await self.worker.close()
         return cut
 

@@ -119,16 +119,15 @@ class Sessions:
         return EndpointSessions(self, endpoint, context)
 
     async def prefetch(self, wanted: Iterable[tuple[EndpointSessions, int]]) -> None:
-        """Have so many sessions of each in memory before they are dialled. Waits `PREFETCH_S` at most.
-
-        Workers that start together leave the `SPARE` ones alone: none takes what another's warm connections need.
+        """Have so many sessions of each in memory before they are dialled, and `SPARE` ones where no other worker
+        starts, whose warm connections need them. Waits `PREFETCH_S` at most.
         """
         store = self.store
         if not isinstance(store, SQLiteStore):
             return
         now = self.clock()
-        spare = SPARE if self.workers > 1 else 0
-        asked: list[Future[int]] = [store.prefetch(one.scope, count - spare, now) for one, count in wanted]
+        spare = SPARE if self.workers == 1 else 0
+        asked: list[Future[int]] = [store.prefetch(one.scope, count + spare, now) for one, count in wanted]
         if asked:
             await asyncio.wait([asyncio.wrap_future(one) for one in asked], timeout=PREFETCH_S)
 

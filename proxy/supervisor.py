@@ -278,11 +278,11 @@ class Supervisor(Program):
         """Every worker holds sessions again."""
         await self.ask({"do": "reclaim sessions"})
 
-    async def drain_workers(self, settle_s: float, deadline_s: float) -> int:
+    async def drain_workers(self, deadline_s: float) -> int:
         """Every worker drains; the last one's end is ours."""
-        question = {"do": "stop", "settle_s": settle_s, "deadline_s": deadline_s}
+        question = {"do": "stop", "deadline_s": deadline_s}
         children = list(self._children.values())
-        answers = await asyncio.gather(*(child.ask(question, settle_s + deadline_s + 10.0) for child in children))
+        answers = await asyncio.gather(*(child.ask(question, deadline_s + 10.0) for child in children))
         cut = sum(int(one["cut"]) for one in answers if one is not None)
         with suppress(TimeoutError):
             async with asyncio.timeout(5.0):
@@ -321,7 +321,7 @@ class Supervisor(Program):
         if ending is not None:
             await ending
         else:
-            await worker.drain(0.0, self.config.shutdown.deadline)  # the supervisor is gone
+            await worker.drain(self.config.shutdown.deadline)  # the supervisor is gone
         await worker.close()
         return EXIT_OK
 
@@ -343,7 +343,7 @@ async def _reply(worker: Worker, question: dict[str, Any], descriptors: socket.s
 async def _stop_worker(
     worker: Worker, question: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    cut = await worker.drain(question["settle_s"], question["deadline_s"])
+    cut = await worker.drain(question["deadline_s"])
     with suppress(ConnectionError):
         writer.write(json.dumps({"n": question["n"], "cut": cut}).encode() + b"\n")
         await writer.drain()

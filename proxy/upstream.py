@@ -18,7 +18,6 @@ from .errors import Kind, ProxyError
 from .health import Health
 from .metrics import UpstreamCounters
 from .pool import Pool, PoolSettings
-from .sessions import SPARE
 from .sockpool import SocketPool
 
 if TYPE_CHECKING:
@@ -160,8 +159,8 @@ class UpstreamRuntime:
         return self.tls is not None and self.section.protocol == "auto"
 
     def sessions_wanted(self) -> list[tuple[EndpointSessions, int]]:
-        """How many sessions each endpoint's first connections will take."""
-        count = self.section.pool.warm + SPARE
+        """How many sessions each endpoint's warm connections will take."""
+        count = self.section.pool.warm
         found = [self.sessions_of(target.endpoint) for target in self.balancer.endpoints]
         return [(one, count) for one in found if one is not None]
 

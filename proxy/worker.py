@@ -269,12 +269,10 @@ class Worker:
 
     # -- stopping ----------------------------------------------------------------------------------
 
-    async def drain(self, settle_s: float, deadline_s: float) -> int:
-        """Not ready, settle, stop accepting, let what is open finish. Returns how many connections had to be cut."""
+    async def drain(self, deadline_s: float) -> int:
+        """Not ready, stop accepting, let what is open finish. Returns how many connections had to be cut."""
         self.stopping = True
         self.ready.clear()
-        if settle_s:
-            await asyncio.sleep(settle_s)
         for listener in self.listeners.values():
             listener.stop_accepting()
         self.turn.begin()

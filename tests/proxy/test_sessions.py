@@ -14,7 +14,7 @@ from loadtests.lab.certificates import issue, make_ca
 from proxy import sessions as sessions_module
 from proxy.config import ConfigError, parse_config
 from proxy.metrics import Snapshot
-from proxy.sessions import FRESH_S, SPARE, TOP_UP_MAX_S, TOP_UP_S, Sessions, scope_of, session_keys
+from proxy.sessions import FRESH_S, TOP_UP_MAX_S, TOP_UP_S, Sessions, scope_of, session_keys
 from routing.model import Endpoint
 from tlscache.context import CertificatePair, ClientContext, ClientSettings, ServerContext, ServerSettings
 from tlscache.engine import State, TLSEngine
@@ -300,7 +300,7 @@ async def test_workers_that_start_share_what_there_is(tmp_path, context, server,
     workers = [opened_on(tmp_path / "s.db", clock, 2) for _ in range(2)]
     for worker in workers:
         its = worker.of(ENDPOINT, context)
-        await worker.prefetch([(its, warm + SPARE)])
+        await worker.prefetch([(its, warm)])
         assert its.held == warm
     for worker in workers:
         await worker.close()

@@ -714,7 +714,7 @@ async def test_draining_lets_what_is_open_finish_and_takes_nothing_new() -> None
         client = await it.connect()
         await client.send(b"x")
         await client.exactly(1)
-        draining = asyncio.create_task(it.worker.drain(0.0, 30.0))
+        draining = asyncio.create_task(it.worker.drain(30.0))
         await wait_for(lambda: it.listener.draining)
         with pytest.raises(ConnectionRefusedError):
             await it.connect()
@@ -731,7 +731,7 @@ async def test_at_the_deadline_what_is_open_is_cut_and_counted() -> None:
         client = await it.connect()
         await client.send(b"x")
         await client.exactly(1)
-        assert await it.worker.drain(0.0, 0.05) == 1
+        assert await it.worker.drain(0.05) == 1
         await client.rest()
         assert client.ended == "reset"
 
@@ -740,7 +740,7 @@ async def test_draining_lets_go_of_clients_that_said_nothing_yet(leaf: Issued) -
     async with origin() as app, edge(config(app.port, listener=tls_listener(leaf))) as it:
         await it.connect()
         await wait_for(lambda: it.listener.tunnels)
-        assert await it.worker.drain(0.0, 30.0) == 0
+        assert await it.worker.drain(30.0) == 0
 
 
 async def test_a_reload_keeps_connections_and_sends_new_ones_the_new_way() -> None:

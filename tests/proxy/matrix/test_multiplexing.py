@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -25,6 +26,16 @@ async def answer_path(got: Any) -> None:
     await got.end()
 
 
+def answer_path_once(go_on: asyncio.Event) -> Callable[[Any], Awaitable[None]]:
+    """`answer_path`, held back until the event."""
+
+    async def handler(got: Any) -> None:
+        await go_on.wait()
+        await answer_path(got)
+
+    return handler
+
+
 # The end of a connection to the origin.
 
 
@@ -33,11 +44,7 @@ async def test_goaway_fails_no_request(start: Start) -> None:
     origin, proxy = await start("h2")
     go_on = asyncio.Event()
 
-    async def handler(got: Any) -> None:
-        await go_on.wait()
-        await answer_path(got)
-
-    origin.handler = handler
+    origin.handler = answer_path_once(go_on)
     client = await connect("h2", proxy.port, None)
     calls = [await client.start("POST", f"/{number}", [("content-length", "0")]) for number in range(10)]
     await wait_for(lambda: len(origin.requests) == 10)
@@ -169,11 +176,7 @@ async def test_requests_beyond_the_limit_share_connections_and_wait(start: Start
     origin, proxy = await start("h2", warm=1, max_connections=3, settings={"max_concurrent_streams": 4})
     go_on = asyncio.Event()
 
-    async def handler(got: Any) -> None:
-        await go_on.wait()
-        await answer_path(got)
-
-    origin.handler = handler
+    origin.handler = answer_path_once(go_on)
     client = await connect("h2", proxy.port, None)
     calls = [await client.start("GET", f"/{number}") for number in range(30)]
     (pool,) = proxy.upstream.pools
@@ -191,11 +194,7 @@ async def test_a_burst_is_spread_over_the_warm_connections(start: Start) -> None
     origin, proxy = await start("h2", warm=5)
     go_on = asyncio.Event()
 
-    async def handler(got: Any) -> None:
-        await go_on.wait()
-        await answer_path(got)
-
-    origin.handler = handler
+    origin.handler = answer_path_once(go_on)
     client = await connect("h2", proxy.port, None)
     calls = [await client.start("GET", "/") for _ in range(100)]
     await wait_for(lambda: len(origin.requests) == 100)
@@ -398,11 +397,7 @@ async def test_a_client_that_ignores_goaway_is_refused(start: Start) -> None:
     origin, proxy = await start("h1")
     go_on = asyncio.Event()
 
-    async def handler(got: Any) -> None:
-        await go_on.wait()
-        await answer_path(got)
-
-    origin.handler = handler
+    origin.handler = answer_path_once(go_on)
     client = await connect("h2", proxy.port, None)
     open_call = await client.start("GET", "/open")
     await wait_for(lambda: origin.requests)
