@@ -198,7 +198,7 @@ def memory(directory: Path) -> Rows:
                     "bytes": round((allocated() - before) / len(kept)),
                 }
             )
-    bare = [lib.SSL_new(pair.server.handle) for _ in range(500)]
+    bare = [lib.SSL_new(pair.server.base.handle) for _ in range(500)]
     before = allocated()
     for ssl in bare:
         lib.SSL_free(ssl)

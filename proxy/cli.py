@@ -42,9 +42,12 @@ DEFAULT_ADMIN: Final = "127.0.0.1:9900"
 @app.command(epilog="Example: onetrip serve /etc/onetrip/onetrip.yaml")
 def serve(config: ConfigPath) -> None:
     """Run the proxy in the foreground."""
+    from .forkserver import start  # noqa: PLC0415
+
+    fork_server = start()  # before anything else is imported; successors, too, come out of here
     from .server import serve as run  # noqa: PLC0415
 
-    raise typer.Exit(run(str(config)))
+    raise typer.Exit(run(str(config), fork_server))
 
 
 @app.command(epilog="Example: onetrip check onetrip.yaml")
@@ -73,6 +76,7 @@ def _tls_faults(path: str) -> list[Any]:
     """What only shows when certificates are loaded: a key that does not fit, a file that is no PEM."""
     from tlscache.certificates import ContextError  # noqa: PLC0415
     from tlscache.context import ClientContext  # noqa: PLC0415
+    from tlscache.ticket_keys import TicketKeys  # noqa: PLC0415
 
     from .config import ConfigFault, load_config  # noqa: PLC0415
     from .upstream import client_settings  # noqa: PLC0415
@@ -80,7 +84,7 @@ def _tls_faults(path: str) -> list[Any]:
 
     config = load_config(path)
     try:
-        server_contexts(config)
+        server_contexts(config, TicketKeys(contexts=1))
         for upstream in config.upstreams.values():
             settings = client_settings(upstream)
             if settings is not None:

@@ -14,7 +14,6 @@ import ctypes
 import gc
 import os
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -24,12 +23,15 @@ import structlog
 import uvloop
 
 from tlscache.certificates import ContextError
+from tlscache.ticket_keys import TicketKeys
 
 from . import sockets as listening
 from .admin import Admin
 from .backend import answer
 from .config import Config, ConfigError, diff, effective_yaml, load_config
 from .connect import Background
+from .forkserver import ForkServer
+from .successor import start_successor
 from .timers import Timers
 from .turn import Turn
 from .worker import Worker, server_contexts, worker_count
@@ -38,10 +40,11 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from tlscache.context import ServerContext
+
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_CUT: Final = 3
-SUCCESSOR_WAIT_S: Final = 60.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -77,13 +80,26 @@ def tune_process() -> None:
 
 
 class Program:
-    """What one process and a supervisor have in common: the config's life, admin, signals, the end."""
+    """What one process and a supervisor have in common: the config's life, admin, signals, the end.
 
-    def __init__(self, path: str, config: Config, sockets: dict[str, socket.socket], log: Any) -> None:
+    `contexts` are the TLS listeners'; `fork_server` has the ticket keys, and forks a successor that has them too.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        config: Config,
+        sockets: dict[str, socket.socket],
+        log: Any,
+        contexts: dict[str, ServerContext],
+        fork_server: ForkServer,
+    ) -> None:
         self.path = path
         self.config = config
         self.sockets = sockets
         self.log = log
+        self.contexts = contexts
+        self.fork_server = fork_server
         self.stopping = False
         self._handing_over = False
         self.exit_code = EXIT_OK
@@ -266,7 +282,9 @@ class Program:
         self._handing_over = True
         try:
             await self.release_sessions()  # before it starts: its first dials want them
-            pid = await self._start_successor()
+            keep_tickets = any(one.tls for one in self.config.listeners)
+            server = self.fork_server if keep_tickets else None
+            pid = await start_successor(self.path, self.sockets, server, self.log)
             if not pid:
                 await self.reclaim_sessions()
         finally:
@@ -274,44 +292,6 @@ class Program:
         if pid:
             listening.notify_systemd(f"MAINPID={pid}")
             await self.drain()
-
-    async def _start_successor(self) -> int:
-        """The pid of the new program once it is ready; 0 where it does not get there."""
-        read_fd, write_fd = os.pipe()
-        extra, fds = listening.environment_for(self.sockets, write_fd)
-        command = [sys.executable, "-m", "proxy.cli", "serve", self.path]
-        try:
-            successor = subprocess.Popen(command, pass_fds=fds, env={**os.environ, **extra})  # noqa: S603, ASYNC220 - ourselves
-        except OSError as error:
-            self.log.error("hand_over_failed", error=str(error), kept="this program goes on")
-            os.close(read_fd)
-            return 0
-        finally:
-            os.close(write_fd)
-        self.log.info("hand_over", successor=successor.pid)
-        ready = await _read_pipe(read_fd, SUCCESSOR_WAIT_S)
-        if not ready:
-            self.log.error("hand_over_failed", successor=successor.pid, kept="this program goes on")
-            successor.terminate()
-            return 0
-        return successor.pid
-
-
-async def _read_pipe(fd: int, seconds: float) -> bytes:
-    """What the other end writes; b"" where it closes, or takes too long."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    os.set_blocking(fd, False)
-    loop.add_reader(fd, readable.set)
-    try:
-        async with asyncio.timeout(seconds):
-            await readable.wait()
-        return os.read(fd, 64)
-    except (TimeoutError, OSError):
-        return b""
-    finally:
-        loop.remove_reader(fd)
-        os.close(fd)
 
 
 def _bound(sock: socket.socket) -> str:
@@ -332,7 +312,7 @@ class SingleProcess(Program):
 
     async def start_workers(self) -> None:
         """Begin to accept."""
-        self.worker = Worker(self.config, self.log)
+        self.worker = Worker(self.config, self.log, self.fork_server.keys, self.contexts)
         await self.worker.start({name: sock.dup() for name, sock in self.sockets.items() if name != listening.ADMIN})
         tune_process()
 
@@ -365,7 +345,7 @@ class SingleProcess(Program):
         self.worker.access_log.close()
 
 
-def serve(path: str) -> int:
+def serve(path: str, fork_server: ForkServer | None = None) -> int:
     """Run the proxy in the foreground. Returns the exit code."""
     log = configure_log()
     path = str(Path(path).absolute())
@@ -375,19 +355,23 @@ def serve(path: str) -> int:
         for fault in error.faults:
             print(fault, file=sys.stderr)  # noqa: T201 - what `onetrip check` prints
         return EXIT_FAILED
+    fork_server = fork_server or ForkServer(TicketKeys(), None, "this program was not started by its command")
     try:
         sockets = listening.open_sockets(config)
-        contexts = server_contexts(config)
+        contexts = server_contexts(config, fork_server.keys)
     except (OSError, ContextError) as error:
         print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
+    if not contexts:
+        fork_server.dismiss("no listener had TLS when this program started")
     workers = worker_count(config)
     if workers == 1:
+        program = SingleProcess(path, config, sockets, log, contexts, fork_server)
         try:
-            return uvloop.run(SingleProcess(path, config, sockets, log).run())
+            return uvloop.run(program.run())
         except OSError as error:  # while starting: the access log can't be opened, say
             print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
             return EXIT_FAILED
     from .supervisor import Supervisor  # noqa: PLC0415 - only where there are several workers
 
-    return asyncio.run(Supervisor(path, config, sockets, log, workers, contexts).run())
+    return asyncio.run(Supervisor(path, config, sockets, log, contexts, fork_server, workers).run())

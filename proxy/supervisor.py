@@ -42,6 +42,8 @@ from .worker import Worker, server_contexts
 if TYPE_CHECKING:
     from tlscache.context import ServerContext
 
+    from .forkserver import ForkServer
+
 ASK_TIMEOUT_S: Final = 2.0
 LINE_MAX: Final = 16 * 1024 * 1024
 RESTART_BACKOFF_S: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
@@ -106,12 +108,12 @@ class Supervisor(Program):
         config: Config,
         sockets: dict[str, socket.socket],
         log: Any,
-        workers: int,
         contexts: dict[str, ServerContext],
+        fork_server: ForkServer,
+        workers: int,
     ) -> None:
-        super().__init__(path, config, sockets, log)
+        super().__init__(path, config, sockets, log, contexts, fork_server)
         self.workers = workers
-        self._contexts = contexts
         self._children: dict[int, Child] = {}
         self._restarts = 0
         self._quick_deaths = 0
@@ -151,7 +153,8 @@ class Supervisor(Program):
                 code = EXIT_FAILED
                 try:
                     listeners = {name: sock for name, sock in self.sockets.items() if name != listening.ADMIN}
-                    _leave_supervisor({theirs.fileno(), their_descriptors.fileno(), *map(_number, listeners.values())})
+                    replays = self.fork_server.keys.replays
+                    _leave_supervisor({*map(_number, (theirs, their_descriptors, replays, *listeners.values()))})
                     code = uvloop.run(self._worker_main(index, theirs, their_descriptors, listeners))
                 except BaseException as error:
                     self.log.error("worker_failed", worker=index, error=str(error) or repr(error))
@@ -244,7 +247,7 @@ class Supervisor(Program):
         config.
         """
         async with self._changing:
-            contexts = server_contexts(config)
+            contexts = server_contexts(config, self.fork_server.keys)
             for upstream in config.upstreams.values():
                 settings = client_settings(upstream)
                 if settings is not None:
@@ -267,7 +270,7 @@ class Supervisor(Program):
                 else:
                     self.log.error("worker_kept_old_config", worker=child.index, error=reply["fault"])
                     os.kill(child.pid, signal.SIGKILL)
-            self._contexts = contexts
+            self.contexts = contexts
             return sorted(restart or ())
 
     async def release_sessions(self) -> None:
@@ -303,7 +306,7 @@ class Supervisor(Program):
         self, index: int, pipe: socket.socket, descriptors: socket.socket, sockets: dict[str, socket.socket]
     ) -> int:
         forward.identifiers.reseed()
-        worker = Worker(self.config, self.log.bind(worker=index), index, self._contexts)
+        worker = Worker(self.config, self.log.bind(worker=index), self.fork_server.keys, self.contexts, index)
         await worker.start(sockets)
         tune_process()
         reader, writer = await asyncio.open_connection(sock=pipe, limit=LINE_MAX)
@@ -365,8 +368,8 @@ async def _reload_worker(worker: Worker, question: dict[str, Any], descriptors: 
         return {"fault": str(error)}
 
 
-def _number(sock: socket.socket) -> int:
-    return sock.fileno()
+def _number(file: Any) -> int:
+    return int(file.fileno())
 
 
 def _leave_supervisor(kept: set[int]) -> None:

@@ -15,7 +15,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from tlscache.context import CertificatePair, ServerContext, ServerSettings
-from tlscache.replay import ReplayRegister
 
 from .access_log import AccessLog
 from .codec.h1 import H1Limits
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from routing.model import Upstream
+    from tlscache.ticket_keys import TicketKeys
 
     from .config import ListenerSection
 
@@ -55,7 +55,12 @@ class Worker:
     """All of one process's data plane."""
 
     def __init__(
-        self, config: Config, log: Any, index: int = 0, contexts: dict[str, ServerContext] | None = None
+        self,
+        config: Config,
+        log: Any,
+        ticket_keys: TicketKeys,
+        contexts: dict[str, ServerContext] | None = None,
+        index: int = 0,
     ) -> None:
         self.config = config
         self.log = log
@@ -71,7 +76,8 @@ class Worker:
         self.listeners: dict[str, AnyListener] = {}
         self.upstreams: dict[str, UpstreamRuntime] = {}
         self.retired: list[UpstreamRuntime] = []
-        self.contexts = contexts if contexts is not None else server_contexts(config)
+        self.contexts = contexts if contexts is not None else server_contexts(config, ticket_keys)
+        self.ticket_keys = ticket_keys
         self.ready = asyncio.Event()
         self.stopping = False
         self.started_at = monotonic()
@@ -216,7 +222,7 @@ class Worker:
         Raises (OSError, ContextError) before anything has changed.
         """
         change = diff(self.config, config)
-        contexts = server_contexts(config, self._kept_contexts(config))
+        contexts = server_contexts(config, self.ticket_keys, self._kept_contexts(config))
         upstreams: dict[str, UpstreamRuntime] = {}
         fresh: list[UpstreamRuntime] = []
         for name in config.upstreams:
@@ -378,8 +384,10 @@ def worker_count(config: Config) -> int:
     return config.workers if isinstance(config.workers, int) else len(os.sched_getaffinity(0))
 
 
-def server_contexts(config: Config, kept: dict[str, ServerContext] | None = None) -> dict[str, ServerContext]:
-    """The TLS contexts of listeners that terminate TLS. Made before workers are forked, so that they share ticket keys.
+def server_contexts(
+    config: Config, ticket_keys: TicketKeys, kept: dict[str, ServerContext] | None = None
+) -> dict[str, ServerContext]:
+    """The TLS contexts of listeners that terminate TLS.
 
     Raises ContextError, which names the file and what is wrong with it.
     """
@@ -387,13 +395,16 @@ def server_contexts(config: Config, kept: dict[str, ServerContext] | None = None
     for section in config.listeners:
         if section.tls is None or section.name in contexts:
             continue
-        pairs = tuple(CertificatePair(str(pair.certificate), str(pair.key)) for pair in section.tls.certificates)
-        alpn = (b"h2", b"http/1.1") if section.protocol == "http" else ()
-        early = section.tls.early_data
         settings = ServerSettings(
-            pairs, _text(section.tls.client_ca), alpn, early_data=early, min_version=section.tls.min_version
+            tuple(CertificatePair(str(pair.certificate), str(pair.key)) for pair in section.tls.certificates),
+            _text(section.tls.client_ca),
+            (b"h2", b"http/1.1") if section.protocol == "http" else (),
+            early_data=section.tls.early_data,
+            min_version=section.tls.min_version,
         )
-        contexts[section.name] = ServerContext(settings, replay_register=ReplayRegister() if early else None)
+        contexts[section.name] = ServerContext(
+            settings, name=section.name, ticket_keys=ticket_keys, replay_register=ticket_keys.replays
+        )
     return contexts
 
 

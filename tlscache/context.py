@@ -2,10 +2,9 @@
 
 Both roles speak TLS 1.2 with ECDHE and AEAD ciphers, or TLS 1.3; no compression, no renegotiation.
 
-A `ServerContext` keeps one base `SSL_CTX` for life, because that holds the ticket keys; the certificates live in
-further ones that the server name callback switches to. So a renewed certificate does not cost clients their sessions,
-and contexts made before a fork share their ticket keys. A changed `client_ca` does make a new base: a ticket may not
-outlive the CA that vouched for its owner.
+A `ServerContext` keeps one base `SSL_CTX`, because that holds the ticket keys; the certificates live in further ones
+that the server name callback switches to. So a renewed certificate does not cost clients their sessions. A changed
+`client_ca` does take another base: a ticket may not outlive the CA that vouched for its owner.
 
 Files are read again by `reload_if_changed`; a faulty new one leaves everything as it was.
 """
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from . import certificates
-from .certificates import ContextError, Identity, Trust
+from .certificates import ContextError, Trust
 from .fault import APPLICATION_VERIFICATION, spiffe_id_of
 from .names import CertificatesByName, alpn_bytes, alpn_choice, ascii_name, ip_bytes
 from .openssl import (
@@ -33,6 +32,7 @@ from .openssl import (
 )
 from .replay import ReplayRegister
 from .session import Material
+from .ticket_keys import Base, TicketKeys, new_base
 from .verify import on_verify, verify_failure
 
 __all__ = ["CertificatePair", "ClientContext", "ClientSettings", "ContextError", "ServerContext", "ServerSettings"]
@@ -96,8 +96,11 @@ class ServerSettings:
     min_version: str = "1.2"
 
 
-def _new_context(method: Any, groups: str | None) -> Any:
-    context = ffi.gc(lib.SSL_CTX_new(method), lib.SSL_CTX_free)
+def _new_context(method: Any) -> Any:
+    return ffi.gc(lib.SSL_CTX_new(method), lib.SSL_CTX_free)
+
+
+def _set_up(context: Any, groups: str | None) -> None:
     lib.SSL_CTX_set_mode(context, _MODE)
     lib.SSL_CTX_set_options(context, _OPTIONS)
     lib.SSL_CTX_set_min_proto_version(context, lib.TLS1_2_VERSION)
@@ -106,7 +109,6 @@ def _new_context(method: Any, groups: str | None) -> Any:
     if groups is not None and lib.SSL_CTX_set1_curves_list(context, groups.encode()) != 1:
         lib.ERR_clear_error()
         raise ContextError("", f"OpenSSL does not know all of the groups {groups!r}")
-    return context
 
 
 def _set_trust(context: Any, trust: Trust) -> None:
@@ -146,7 +148,8 @@ class ClientContext:
         ca = certificates.system_ca_path() if settings.verify and settings.ca is None else settings.ca
         self._paths = tuple(path for path in (ca, settings.certificate, settings.key) if path is not None)
         stamp = certificates.fingerprint(self._paths)
-        context = _new_context(lib.TLS_client_method(), settings.groups)
+        context = _new_context(lib.TLS_client_method())
+        _set_up(context, settings.groups)
         lib.SSL_CTX_set_session_cache_mode(context, lib.SSL_SESS_CACHE_OFF)
         trust = identity = None
         if settings.verify:
@@ -166,9 +169,10 @@ class ClientContext:
         lib.SSL_CTX_set_cert_cb(context, self._callbacks[0], ffi.NULL)
         if settings.alpn:
             protocols = alpn_bytes(settings.alpn)
-            if (
-                lib.SSL_CTX_set_alpn_protos(context, protocols, len(protocols)) != 0
-            ):  # 0 is success, alone among its kin
+            failed = lib.SSL_CTX_set_alpn_protos(
+                context, protocols, len(protocols)
+            )  # 0 is success, alone among its kin
+            if failed:
                 raise ContextError("", f"OpenSSL refuses the ALPN list {settings.alpn}")
         self.handle = context
         self.warnings = (identity.warning,) if identity is not None and identity.warning else ()
@@ -252,17 +256,27 @@ class ClientContext:
 class ServerContext:
     """A server's settings with their files loaded. ContextError where one of them can't be used.
 
-    With `early_data`, replays are kept out by `replay_register` (which forked workers share, as they share the ticket
-    keys) or, without one, by OpenSSL: then tickets are kept in this process and good for one use in it.
+    With `ticket_keys` those of `name` (of the listener, say) are used, without them this context's own. With
+    `early_data`, replays are kept out by `replay_register` (which goes with the ticket keys) or, without one, by
+    OpenSSL: then tickets are kept in this process and good for one use in it.
     """
 
     is_server: Final = True
 
-    def __init__(self, settings: ServerSettings, *, replay_register: ReplayRegister | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        name: str = "",
+        ticket_keys: TicketKeys | None = None,
+        replay_register: ReplayRegister | None = None,
+    ) -> None:
         if not settings.certificates:
             raise ContextError("", "a TLS listener needs at least one certificate")
         self.settings = settings
+        self.name = name
         self.replay_register = replay_register if settings.early_data else None
+        self._ticket_keys = ticket_keys
         self.warnings: tuple[str, ...] = ()
         pairs = tuple(path for pair in settings.certificates for path in (pair.certificate, pair.key))
         self._paths = pairs if settings.client_ca is None else (*pairs, settings.client_ca)
@@ -271,12 +285,9 @@ class ServerContext:
             self._select_alpn,
             error=lib.SSL_TLSEXT_ERR_ALERT_FATAL,
         )
-        self._on_server_name = ffi.callback(
-            "int(SSL *, int *, void *)", self._select_certificate, error=lib.SSL_TLSEXT_ERR_ALERT_FATAL
-        )
         self._alpn_choices: dict[bytes, int] = {}
-        self._trust: Trust | None = None
-        self.handle: Any = None
+        self._purpose = b""
+        self.base: Base
         self._stamp: tuple[object, ...] = ()
         self._load()
 
@@ -287,29 +298,44 @@ class ServerContext:
         settings = self.settings
         stamp = certificates.fingerprint(self._paths)
         trust = None if settings.client_ca is None else certificates.load_trust(settings.client_ca)
+        purpose = self._purpose_with(trust)
         by_name = CertificatesByName()
         warnings = []
         for pair in settings.certificates:
             identity = certificates.load_identity(pair.certificate, pair.key)
-            by_name.add(self._new_handle(trust, identity, pair.certificate), identity.leaf)
+            context = _new_context(lib.TLS_server_method())
+            self._set_up(context, trust, purpose)
+            if settings.alpn:
+                lib.SSL_CTX_set_alpn_select_cb(context, self._on_alpn, ffi.NULL)
+            certificates.use_identity(context, identity, pair.certificate)
+            by_name.add(context, identity.leaf)
             if identity.warning:
                 warnings.append(identity.warning)
-        if self.handle is None or (trust and trust.digest) != (self._trust and self._trust.digest):
-            self.handle = self._new_handle(trust, None, "")
-        self._trust = trust
+        if purpose != self._purpose:
+            self.base = new_base() if self._ticket_keys is None else self._ticket_keys.base(purpose)
+            if not self.base.is_set_up:
+                self._set_up(self.base.handle, trust, purpose)
+                self.base.is_set_up = True
+            self._purpose = purpose
         self._certificates = by_name
         self.warnings = tuple(warnings)
         self._stamp = stamp
 
-    def _new_handle(self, trust: Trust | None, identity: Identity | None, path: str) -> Any:
+    def _purpose_with(self, trust: Trust | None) -> bytes:
+        """A digest of what a base is set up with. A session is good within one purpose, whatever the keys: a client
+        that proved nothing must not resume into a listener that wants proof, nor one of another CA.
+        """
+        settings, proof = self.settings, None if trust is None else trust.digest
+        material = (self.name, settings.alpn, settings.early_data, settings.groups, settings.min_version, proof)
+        return hashlib.sha256(repr(("onetrip", *material)).encode()).digest()
+
+    def _set_up(self, context: Any, trust: Trust | None, purpose: bytes) -> None:
         settings = self.settings
-        context = _new_context(lib.TLS_server_method(), settings.groups)
+        _set_up(context, settings.groups)
         if settings.min_version == "1.3":
             lib.SSL_CTX_set_min_proto_version(context, lib.TLS1_3_VERSION)
         lib.SSL_CTX_set_timeout(context, TICKET_LIFETIME_S)
-        # A client that proved nothing must not resume into a listener that wants proof, nor one of another CA.
-        session_context = hashlib.sha256(b"onetrip" + (b"" if trust is None else trust.digest)).digest()
-        lib.SSL_CTX_set_session_id_context(context, session_context, len(session_context))
+        lib.SSL_CTX_set_session_id_context(context, purpose, len(purpose))
         lib.SSL_CTX_set_session_cache_mode(context, lib.SSL_SESS_CACHE_OFF)
         if settings.early_data:
             lib.SSL_CTX_set_max_early_data(context, RECORD_BYTES_MAX)
@@ -327,13 +353,6 @@ class ServerContext:
                 certificate = x509_from_der(der)
                 lib.sk_X509_NAME_push(names, lib.X509_NAME_dup(lib.X509_get_subject_name(certificate)))
             lib.SSL_CTX_set_client_CA_list(context, names)  # takes the list over
-        if settings.alpn:
-            lib.SSL_CTX_set_alpn_select_cb(context, self._on_alpn, ffi.NULL)
-        if identity is None:
-            lib.SSL_CTX_set_tlsext_servername_callback(context, self._on_server_name)
-        else:
-            certificates.use_identity(context, identity, path)
-        return context
 
     def reload_if_changed(self) -> str | None:
         """Load the files again where one changed. None: nothing to report; otherwise why the old ones stay in use.
@@ -350,16 +369,16 @@ class ServerContext:
 
     def new_ssl(self) -> Any:
         """A connection's `SSL *`; the caller frees it."""
-        ssl = lib.SSL_new(self.handle)
+        self.base.owner = self
+        ssl = lib.SSL_new(self.base.handle)
         lib.SSL_set_accept_state(ssl)
         return ssl
 
-    def _select_certificate(self, ssl: Any, _alert: Any, _argument: Any) -> int:
-        # Called for every ClientHello, also one without a server name.
+    def select_certificate(self, ssl: Any) -> None:
+        """See `Owner`."""
         asked = lib.SSL_get_servername(ssl, lib.TLSEXT_NAMETYPE_host_name)
         name = "" if asked == ffi.NULL else ffi.string(asked).decode("latin-1")
         lib.SSL_set_SSL_CTX(ssl, self._certificates.pick(name))
-        return int(lib.SSL_TLSEXT_ERR_OK)
 
     def _select_alpn(self, _ssl: Any, out: Any, out_size: Any, offered: Any, size: int, _argument: Any) -> int:
         # Called only where the client offers something. `out` has to point into memory that lives on: into the client's

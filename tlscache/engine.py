@@ -78,6 +78,7 @@ class TLSEngine(Records):
     """
 
     __slots__ = (
+        "_base",
         "_certificate_asked",
         "_early_written",
         "_fed",
@@ -116,6 +117,7 @@ class TLSEngine(Records):
         if isinstance(context, ServerContext):
             self.server_name = ""
             self._reading_early = context.settings.early_data
+            self._base = context.base  # OpenSSL calls back into it, also where the context has another one by then
             super().__init__(context.new_ssl())
         else:
             self.server_name = context.host_name(server_name)

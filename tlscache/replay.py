@@ -54,6 +54,10 @@ class ReplayRegister:
         if file is not None:
             os.close(file)
 
+    def fileno(self) -> int:
+        """The descriptor that a forked process has to keep."""
+        return self._file
+
     def first_seen(self, random: bytes) -> bool:
         """Remember a ClientHello's random. True: it is new, and its early data may be used at once.
 

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 ROUNDING_TICKS: Final = 4
 """User and system time at both ends of a run are rounded to whole ticks."""
 
+GONE_TIMEOUT_S: Final = 5.0
 START_TIMEOUT_S: Final = 15.0
 
 
@@ -225,8 +226,12 @@ class Program:
                 self._process.wait(patience_s)
             except subprocess.TimeoutExpired:
                 continue
-        for pid in session_pids(self.pid):
-            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + GONE_TIMEOUT_S
+        while (rest := session_pids(self.pid)) and time.monotonic() < deadline:
+            for pid in rest:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
 
 
 def start_peer(peer: Peer, wiring: Wiring, core: int) -> Program:

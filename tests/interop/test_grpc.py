@@ -18,6 +18,7 @@ from loadtests.lab.certificates import Issued, issue, make_ca
 from proxy import sockets as listening
 from proxy.config import parse_config
 from proxy.worker import Worker
+from tlscache.ticket_keys import TicketKeys
 
 WAIT_S = 10.0
 SERVICE = "test.Echo"
@@ -69,7 +70,7 @@ class Proxy:
             parsed = parse_config(self.text)
             sockets = listening.open_sockets(parsed)
             sockets.pop(listening.ADMIN).close()
-            self.worker = Worker(parsed, Log())
+            self.worker = Worker(parsed, Log(), TicketKeys(contexts=1))
             self.port = sockets["web"].getsockname()[1]
             await self.worker.start(sockets)
             async with asyncio.timeout(WAIT_S):

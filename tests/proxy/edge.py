@@ -12,6 +12,7 @@ from proxy import sockets as listening
 from proxy.config import parse_config
 from proxy.tunnel import TunnelListener
 from proxy.worker import Worker
+from tlscache.ticket_keys import TicketKeys
 
 from .e2e.harness import WAIT_S, Ended, Log, Peer, wait_for
 
@@ -154,7 +155,7 @@ class Edge:
         sockets = listening.open_sockets(parsed)
         sockets.pop(listening.ADMIN).close()
         self.addresses = {name: sock.getsockname() for name, sock in sockets.items()}
-        self.worker = Worker(parsed, self.log)
+        self.worker = Worker(parsed, self.log, TicketKeys(contexts=4))
         await self.worker.start(sockets)
         async with asyncio.timeout(WAIT_S):
             await self.worker.ready.wait()

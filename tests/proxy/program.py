@@ -102,7 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
 class Onetrip:
     """A running `onetrip serve`. `events`: its log so far."""
 
-    def __init__(self, directory: Path, text: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, text: str, environment: dict[str, str] | None = None, *, root: Path = ROOT
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "onetrip.yaml"
         self.write(text)
@@ -116,7 +118,7 @@ class Onetrip:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
+            cwd=root,
             env={**os.environ, **(environment or {})},
         )
         self.output: list[str] = []

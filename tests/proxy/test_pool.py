@@ -17,6 +17,7 @@ from proxy.errors import Kind, ProxyError
 from proxy.health import ping_times
 from proxy.pool import PING_EVERY_MAX_S, REFILLS_AT_ONCE, PoolSettings, target_size
 from proxy.worker import Worker
+from tlscache.ticket_keys import TicketKeys
 
 from .matrix.conftest import Log, wait_for
 from .matrix.peers import Origin, connect
@@ -109,7 +110,7 @@ async def start() -> AsyncIterator[Start]:
         parsed = parse_config(text)
         sockets = listening.open_sockets(parsed)
         sockets.pop(listening.ADMIN).close()
-        worker = Worker(parsed, Log())
+        worker = Worker(parsed, Log(), TicketKeys(contexts=1))
         gate = Gate()
         worker.resolver = gate  # type: ignore[assignment]
         if dead:

@@ -18,6 +18,7 @@ from typing import Any
 from proxy import sockets as listening
 from proxy.config import parse_config
 from proxy.worker import Worker
+from tlscache.ticket_keys import TicketKeys
 
 WAIT_S = 5.0
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/1\.1\Z")
@@ -493,7 +494,7 @@ class Proxy:
         parsed = parse_config(self.text)
         sockets = listening.open_sockets(parsed)
         sockets.pop(listening.ADMIN).close()
-        self.worker = Worker(parsed, self.log)
+        self.worker = Worker(parsed, self.log, TicketKeys(contexts=4))
         self.ports = {name: sock.getsockname()[1] for name, sock in sockets.items()}
         await self.worker.start(sockets)
         async with asyncio.timeout(12):

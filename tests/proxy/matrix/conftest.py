@@ -15,6 +15,7 @@ from loadtests.lab.certificates import Issued, issue, make_ca
 from proxy import sockets as listening
 from proxy.config import parse_config
 from proxy.worker import Worker
+from tlscache.ticket_keys import TicketKeys
 
 from .peers import WAIT_S, Origin, connect
 
@@ -133,7 +134,7 @@ async def start_proxy(lab: Lab, *ports: int, down_tls: bool, up: str, up_tls: bo
     sockets = listening.open_sockets(parsed)
     sockets.pop(listening.ADMIN).close()
     log = Log()
-    worker = Worker(parsed, log)
+    worker = Worker(parsed, log, TicketKeys(contexts=1))
     proxy = Proxy(worker, sockets["web"].getsockname()[1], log)
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: proxy.complaints.append(context))
     await worker.start(sockets)
