@@ -1,6 +1,6 @@
 """What TLS costs: handshakes, records, memory of idle connections, the session store. Prints the tables of docs/tls.md.
 
-    python -m loadtests.tls_costs                  all of it, about a minute
+    python -m loadtests.tls_costs                  all of it, about two minutes
     python -m loadtests.tls_costs handshakes records memory storm store --json out.json
 
 Times are CPU time of this process (and, for `storm`, of nginx, from the kernel's accounting), so a busy machine
@@ -13,13 +13,9 @@ import argparse
 import ctypes
 import gc
 import json
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -33,14 +29,11 @@ from tlscache.session_file import SessionFile
 from tlscache.sqlite_store import SQLiteStore
 from tlscache.store import MemoryStore
 
-from .peers.nginx import Nginx
-from .peers.process import free_port
-from .peers.wiring import Unavailable
+from .storm import KINDS, storm
 
 Rows = list[dict[str, object]]
 ROUNDS: Final = 5
 REQUEST: Final = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
-KINDS: Final[tuple[KeyKind, ...]] = ("ecdsa", "rsa2048")
 
 
 class Pair:
@@ -203,104 +196,6 @@ def memory(directory: Path) -> Rows:
     for ssl in bare:
         lib.SSL_free(ssl)
     rows.append({"role": "OpenSSL's SSL_new alone", "groups": "", "bytes": round((before - allocated()) / len(bare))})
-    return rows
-
-
-@contextmanager
-def nginx(pair: Pair) -> Iterator[tuple[int, int, int]]:
-    """An nginx of one process on two loopback ports: (its process id, the port, the one without TLS)."""
-    try:
-        command = Nginx().find()
-    except Unavailable as missing:
-        sys.exit(f"the storm needs nginx: {missing}")
-    port, plain = free_port(), free_port()
-    config = pair.directory / "nginx.conf"
-    config.write_text(
-        f"""
-        daemon off; master_process off; pid {pair.directory}/pid; error_log stderr;
-        events {{ }}
-        http {{
-            access_log off;
-            server {{
-                listen 127.0.0.1:{port} ssl backlog=1024;
-                listen 127.0.0.1:{plain} backlog=1024;
-                ssl_certificate {pair.leaf.certificate}; ssl_certificate_key {pair.leaf.key};
-                ssl_protocols TLSv1.3;
-                return 204;
-            }}
-        }}
-        """
-    )
-    with subprocess.Popen([*command, "-c", str(config)], stderr=subprocess.DEVNULL) as process:
-        try:
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                except ConnectionRefusedError:
-                    time.sleep(0.02)
-            yield process.pid, port, plain
-        finally:
-            process.kill()
-
-
-def dial(context: ClientContext, port: int, session: Session | None) -> TLSEngine:
-    """A handshake over a socket, until the tickets are there."""
-    engine = TLSEngine(context, server_name="localhost", session=session)
-    engine.start()
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        while not engine.tickets:
-            connection.sendall(engine.data_to_send())
-            engine.receive(connection.recv(65_536))
-        engine.close()
-        connection.sendall(engine.data_to_send())
-    return engine
-
-
-def cpu_ns(process: int) -> int:
-    """CPU time that a process has used, from the scheduler's accounting."""
-    return int(Path(f"/proc/{process}/schedstat").read_text().split()[0])
-
-
-def dial_plainly(port: int) -> None:
-    """What is left of `dial` without TLS: a connection, something said each way, and the end."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(REQUEST)
-        connection.recv(65_536)
-
-
-def storm(directory: Path) -> Rows:
-    """CPU that a new connection costs an nginx, of 1,000 full ones and 1,000 resumed ones in turns of 50; `handshake`
-    is without what 1,000 connections cost that have no TLS.
-    """
-    rows: Rows = []
-    for kind in KINDS:
-        pair = Pair(directory, kind)
-        full, again, plainly, resumed = [], [], [], 0
-        with nginx(pair) as (process, port, plain):
-            for _ in range(20):
-                began = cpu_ns(process)
-                for _ in range(50):
-                    dial_plainly(plain)
-                plainly.append((cpu_ns(process) - began) // 50)
-                began = cpu_ns(process)
-                tickets = [dial(pair.client, port, None).tickets[-1] for _ in range(50)]
-                full.append((cpu_ns(process) - began) // 50)
-                began = cpu_ns(process)
-                resumed += sum(dial(pair.client, port, ticket).resumed for ticket in tickets)
-                again.append((cpu_ns(process) - began) // 50)
-        full_us, again_us, plain_us = quartile_us(full), quartile_us(again), quartile_us(plainly)
-        rows.append(
-            {
-                "certificate": kind,
-                "resumed": resumed,
-                "full us": round(full_us),
-                "resumed us": round(again_us),
-                "without TLS us": round(plain_us),
-                "ratio": round(again_us / full_us, 2),
-                "handshakes' ratio": round((again_us - plain_us) / (full_us - plain_us), 2),
-            }
-        )
     return rows
 
 

@@ -38,6 +38,9 @@ from .verify import on_verify, verify_failure
 __all__ = ["CertificatePair", "ClientContext", "ClientSettings", "ContextError", "ServerContext", "ServerSettings"]
 
 CIPHERS_TLS12: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!PSK:!SRP"
+# OpenSSL's, but 128 bits first, as browsers and Go have it: a handshake derives two dozen secrets, and with SHA-256
+# that costs each side 12 us of CPU less than with SHA-384.
+CIPHERS_TLS13: Final = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 TICKET_LIFETIME_S: Final = 86_400  # of tickets that we issue; seven days are allowed (RFC 8446 section 4.6.1)
 ALPN_OFFERS_MAX: Final = 256  # remembered: there is a handful of kinds of client, and past that the choice is computed
 
@@ -104,7 +107,8 @@ def _set_up(context: Any, groups: str | None) -> None:
     lib.SSL_CTX_set_mode(context, _MODE)
     lib.SSL_CTX_set_options(context, _OPTIONS)
     lib.SSL_CTX_set_min_proto_version(context, lib.TLS1_2_VERSION)
-    if lib.SSL_CTX_set_cipher_list(context, CIPHERS_TLS12) != 1:
+    known = lib.SSL_CTX_set_cipher_list(context, CIPHERS_TLS12)
+    if not known or not lib.SSL_CTX_set_ciphersuites(context, CIPHERS_TLS13):
         raise ContextError("", f"OpenSSL refuses the cipher list: {reason_text()}")
     if groups is not None and lib.SSL_CTX_set1_curves_list(context, groups.encode()) != 1:
         lib.ERR_clear_error()
