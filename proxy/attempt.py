@@ -169,6 +169,7 @@ class Attempt(StreamHandler):
         self.stream = self.connection = None
         self.state = _WAITING
         self.waiting = True
+        self.target.pool.carried_in_vain += 1
         self.target.pool.acquire(self)
 
     def _move(self) -> None:

@@ -460,6 +460,8 @@ class ClientConnection(Connection):
         """The socket is gone."""
         if self.state is _CONNECTING:
             if isinstance(exc, ConnectionRefusedError):  # with Fast Open it is the first write that meets it
+                if self.sessions is not None and self.offered is not None:
+                    self.sessions.give_back(self.offered)
                 self._fail_opening(connect_error(self.pool.target.endpoint, exc))
                 return
             text = f"{self.pool.target.endpoint}: {exc or 'closed the connection during the handshake'}"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tlscache.engine import TLSEngine
+    from tlscache.session import Session
 
     from .connect import SockAddress
     from .sessions import EndpointSessions
@@ -69,6 +70,7 @@ class Link:
         "on_done",
         "pool",
         "preface",
+        "resume",
         "seconds",
         "sessions",
         "sock",
@@ -86,8 +88,9 @@ class Link:
     ) -> None:
         self.pool = pool
         self.sessions = sessions  # None: plaintext, or the client's own TLS
-        self.offered = sessions.take() if sessions is not None and resume else None
-        self.engine: TLSEngine | None = sessions.new_engine(self.offered) if sessions is not None else None
+        self.resume = resume
+        self.offered: Session | None = None
+        self.engine: TLSEngine | None = None
         self.handshake = "plain"
         self.on_done: Callable[[Link], None] | None = on_done
         self.preface = preface
@@ -166,8 +169,10 @@ class Link:
             self._idle_event(fd, events)
 
     def _connected(self) -> None:
-        engine = self.engine
-        if engine is not None:
+        sessions = self.sessions
+        if sessions is not None:  # not before: a dial that fails takes no ticket
+            self.offered = sessions.take() if self.resume else None
+            engine = self.engine = sessions.new_engine(self.offered)
             self.state = State.HANDSHAKING
             engine.start()
             self._send(self.preface + engine.data_to_send())
@@ -186,7 +191,7 @@ class Link:
             return
         except OSError as error:
             if self.deferred and error.errno == errno.ECONNREFUSED:
-                self._fail(connect_error(self.pool.target.endpoint, error))
+                self._fail_refused(error)
             else:
                 self._fail_tls(f"{error.strerror} during the TLS handshake")
             return
@@ -215,7 +220,7 @@ class Link:
                 sent = 0
             except OSError as error:
                 if self.deferred and error.errno == errno.ECONNREFUSED:
-                    self._fail(connect_error(self.pool.target.endpoint, error))
+                    self._fail_refused(error)
                 else:
                     self._fail_tls(str(error.strerror))
                 return
@@ -225,6 +230,11 @@ class Link:
                 self._fail_tls("takes no handshake")
         if self.state is State.HANDSHAKING:
             self._watch(READ | WRITE if self._unsent else READ)
+
+    def _fail_refused(self, error: OSError) -> None:
+        if self.sessions is not None and self.offered is not None:
+            self.sessions.give_back(self.offered)
+        self._fail(connect_error(self.pool.target.endpoint, error))
 
     def _fail_tls(self, what: str) -> None:
         kind = Kind.TLS if self.engine is not None else Kind.TERMINATED

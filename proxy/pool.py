@@ -111,6 +111,7 @@ class Pool:
         self.first_round = 0  # initial dials still under way; readiness waits for zero
         self.dial_s = 0.3
         self._failures = 0
+        self.carried_in_vain = 0  # first flights that carried a request, and whose handshake failed
         self._streams_each = settings.streams
         self._refill_at = 0.0
         self._refills_left = REFILLS_AT_ONCE
@@ -510,6 +511,10 @@ class Pool:
     def _fail_waiters(self) -> None:
         error = self.last_error
         assert error is not None
+        if self.carried_in_vain:  # its request waits again: without early data the handshake may well succeed
+            self.carried_in_vain -= 1
+            self._dial_for_waiters()
+            return
         if error.kind is Kind.TERMINATED and self._failures < HANG_UPS_MAX:
             self._dial_for_waiters()  # it was there, and went: perhaps a restart
             return

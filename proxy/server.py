@@ -177,6 +177,9 @@ class Program:
             return self._refused([str(fault) for fault in error.faults])
         except (OSError, ContextError) as error:
             return self._refused([str(error)])
+        except Exception as error:
+            self.log.exception("reload_failed")
+            return self._refused([repr(error)])
         for name in (*change.listeners_removed, *change.listeners_rebound):
             self.sockets.pop(name).close()
         self.sockets |= fresh

@@ -78,6 +78,12 @@ def scope_of(endpoint: Endpoint, context: ClientContext) -> Scope:
     return Scope(host, endpoint.port, context.host_name(server_name_of(endpoint)), context.scope_material)
 
 
+def per_scope_of(config: Config, workers: int) -> int:
+    """How many sessions of a scope are kept."""
+    warm = max(upstream.pool.warm for upstream in config.upstreams.values())
+    return max(PER_SCOPE, (warm + SPARE) * workers)
+
+
 def server_name_of(endpoint: Endpoint) -> str:
     """The name that a connection is made to: a Unix socket has none of its own."""
     return endpoint.host or "localhost"
@@ -102,8 +108,7 @@ class Sessions:
         """The store that the config asks for. Call it after forking. Where the file can't be used: a warning, and
         memory.
         """
-        warm = max(upstream.pool.warm for upstream in config.upstreams.values())
-        per_scope = max(PER_SCOPE, (warm + SPARE) * workers)
+        per_scope = per_scope_of(config, workers)
         section = config.sessions
         if section is not None:
             try:
@@ -113,6 +118,10 @@ class Sessions:
             except StoreError as error:
                 log.error("sessions_in_memory_only", reason=str(error))
         return cls(MemoryStore(per_scope=per_scope))
+
+    def resize(self, config: Config) -> None:
+        """Another config: its pools may be larger."""
+        self.store.resize(per_scope_of(config, self.workers))
 
     def of(self, endpoint: Endpoint, context: ClientContext) -> EndpointSessions:
         """Those of connections to an endpoint. Make it anew when the context has loaded other files."""
@@ -199,6 +208,12 @@ class EndpointSessions:
             self._expiries.pop()
         return session
 
+    def give_back(self, session: Session) -> None:
+        """It was offered, and refused unread: the endpoint took no connection (Fast Open)."""
+        sessions = self._sessions
+        sessions.store.put(self.scope, session, sessions.clock())
+        self._expiries.append(session.facts.expires_at)
+
     def new_engine(self, session: Session | None) -> TLSEngine:
         """A TLS engine for a new connection, which offers `session`."""
         return TLSEngine(self.context, server_name=self.server_name, session=session)
@@ -229,7 +244,8 @@ class EndpointSessions:
     def lacks_tickets(self, wanted: int, now: float) -> bool:
         """Whether a dial is due that brings tickets for a restart (`now` is monotonic). Answers True once."""
         horizon = self._sessions.clock() + FRESH_S
-        if not wanted or sum(1 for expiry in self._expiries if expiry > horizon) >= wanted:
+        fresh = min(self.held, sum(1 for expiry in self._expiries if expiry > horizon))
+        if not wanted or fresh >= wanted:
             self._top_up_s = TOP_UP_S
             self._next_top_up = 0.0
             return False

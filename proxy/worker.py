@@ -231,6 +231,7 @@ class Worker:
             else:
                 upstreams[name] = self._new_upstream(config, name)
                 fresh.append(upstreams[name])
+        self.sessions.resize(config)
         await self._prefetch_sessions(fresh)
         self.config = config
         self.contexts = contexts

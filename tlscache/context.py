@@ -217,7 +217,7 @@ class ClientContext:
 
         ContextError where there must be one and is none.
         """
-        name = (self.settings.server_name or server_name or "").rstrip(".")
+        name = (self.settings.server_name or server_name or "").rstrip(".").lower()
         if not name and self.settings.verify and self.settings.spiffe_id is None:
             raise ContextError("", "a server name is needed to verify the peer's certificate")
         return name if name.isascii() else ascii_name(name).decode()

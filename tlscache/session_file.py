@@ -13,7 +13,8 @@ What is where
 What can happen to it
 - A file that is corrupt, or something else than our database, is set aside (renamed), and a new one begun. `warn` is
   told.
-- A file that was deleted or replaced while it was open is opened anew.
+- A file that was deleted or replaced while it was open is opened anew. `generation` counts the files that this one has
+  been: the rows of one are nobody's in the next.
 - Somebody else's lock, a full disk: sqlite3.OperationalError, and the caller carries on without.
 WAL with synchronous=NORMAL: a process that is killed loses what it had not committed, a power cut perhaps the last
 commits as well.
@@ -48,6 +49,10 @@ _SCHEMA: Final = (
     # One index, because each costs every write: what asks by owner or expiry alone reads through it, a few megabytes.
     "CREATE INDEX by_scope ON sessions (scope, owner, expires)",
 )
+NONSENSE: Final = (ValueError, TypeError, AttributeError, ArithmeticError, LookupError, struct.error)
+"""What reading a file that somebody else has written to raises besides sqlite3.Error: SQLite has no types, and quotes
+bytes that are no text.
+"""
 _FREE: Final = "UPDATE sessions SET owner = 0 WHERE id IN (SELECT id FROM sessions WHERE owner = ?)"
 _FLOCK: Final = struct.Struct("hhqqi")  # struct flock of 64-bit Linux
 
@@ -96,13 +101,14 @@ class SessionFile:
             raise StoreError(f"{self.path}: not a regular file")
         self._keys = [_Key(secret) for secret in keys]
         self._keys_by_name = {key.name: key for key in reversed(self._keys)}
-        self._per_scope = per_scope
+        self.per_scope = per_scope
         self._total = total
         self._warn = warn
         self._inode: tuple[int, int] | None = None
         self._database: sqlite3.Connection | None = None
         self._owners = -1
         self._owner = 0
+        self.generation = 0
 
     # ---- opening
 
@@ -115,6 +121,7 @@ class SessionFile:
             if self._inode == _inode(self.path):
                 return
             self._warn(f"{self.path}: was replaced while in use, opening the new one")
+            self.generation += 1
             self.disconnect()
         if self._owners < 0:
             self._owners = os.open(f"{self.path}-owners", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -153,6 +160,8 @@ class SessionFile:
         found = [
             sql for (sql,) in database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid")
         ]
+        if not found or not self.generation:
+            self.generation += 1
         if not found:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("BEGIN IMMEDIATE")
@@ -184,7 +193,7 @@ class SessionFile:
                 os.rename(self.path + suffix, aside + suffix)
         self._warn(f"{self.path}: {why}; set aside as {aside}, beginning a new one")
 
-    def damaged(self, error: sqlite3.Error) -> bool:
+    def damaged(self, error: Exception) -> bool:
         """Whether an error means that the file is no good. If so it has been set aside: `open` begins a new one."""
         if isinstance(error, sqlite3.OperationalError) and not _is_damage(error):
             return False
@@ -247,8 +256,8 @@ class SessionFile:
         return cursor.lastrowid or 0
 
     def remove(self, row: int) -> None:
-        """Forget a session that has been used."""
-        self._execute("DELETE FROM sessions WHERE id = ?", (row,))
+        """Forget a session of ours that has been used."""
+        self._execute("DELETE FROM sessions WHERE id = ? AND owner = ?", (row, self._owner))
 
     def share(self, digest: bytes, row: int) -> None:
         """Let other processes have a session of ours; the oldest free ones of its scope make room."""
@@ -258,7 +267,7 @@ class SessionFile:
             self._execute(
                 "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE scope = ? AND owner = 0 "
                 "ORDER BY id DESC LIMIT -1 OFFSET ?)",
-                (key.scope(digest), self._per_scope),
+                (key.scope(digest), self.per_scope),
             )
 
     def claim(self, digest: bytes, limit: int, now: float) -> list[tuple[int, Session]]:
@@ -286,7 +295,7 @@ class SessionFile:
             return None
         try:
             plain = key.cipher.decrypt(value[:_NONCE_BYTES], value[_NONCE_BYTES:], _bound(scope, expires))
-        except (InvalidTag, ValueError):
+        except (InvalidTag, *NONSENSE):
             self._warn(f"{self.path}: a session in it was tampered with; removed")
             return None
         return Session.from_bytes(plain)
@@ -307,7 +316,11 @@ class SessionFile:
 
     def free_the_dead(self) -> None:
         """Free the rows of processes that have ended without doing so."""
-        rows = self._execute("SELECT DISTINCT owner FROM sessions WHERE owner > 0 AND owner != ?", (self._owner,))
+        numbers = "typeof(owner) = 'integer' AND owner BETWEEN 1 AND ?"
+        rows = self._execute(
+            f"SELECT DISTINCT owner FROM sessions WHERE {numbers} AND owner != ?",  # noqa: S608 - a constant
+            (OWNERS_MAX, self._owner),
+        )
         for (owner,) in rows.fetchall():
             if _lock(self._owners, owner, fcntl.F_WRLCK):  # held while its rows change: no newcomer takes the number
                 try:

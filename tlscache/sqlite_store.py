@@ -11,8 +11,9 @@
   that takes the last one, or finds none, asks for some itself, for the next time.
 - `release` gives the whole front back, for the program that is about to replace this one: from then on nothing is
   given out here, and what is put goes to the others, until `reclaim`.
-- A file that is locked is a miss, and its changes are tried again; one that can't be used is a warning (at most one a
-  minute), and sessions then live in memory alone. Past `QUEUE_MAX` waiting changes new sessions are not written.
+- A file that is locked, or can't be used for now (a full disk), is a miss, and its changes are tried again; the latter
+  is a warning (at most one a minute). Past `QUEUE_MAX` waiting changes new sessions are not written, past twice that
+  nothing is.
 Make it after forking: it has a thread. `warn` and the callbacks of futures run on that thread.
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -28,7 +30,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from .session import Scope, Session
-from .session_file import SessionFile
+from .session_file import NONSENSE, SessionFile
 from .store import PER_SCOPE, StoreCounters
 
 TOTAL: Final = 100_000
@@ -39,21 +41,24 @@ WARNING_S: Final = 60.0
 ASK_AGAIN_S: Final = 1.0  # a scope of which the file had nothing is not asked for again at once
 SCOPES_ASKED_MAX: Final = 10_000
 CLOSE_TIMEOUT_S: Final = 5.0
+RETRY_S: Final = 1.0  # after a failure that is no lock
 _NEVER: Final = float("-inf")
+_NO_FILE: Final = -1
 
 
 class _Entry:
-    """A session in the front. `row` is its place in the file, 0 while it has none.
+    """A session in the front. `row` is its place in the file of that `generation`, 0 while it has none.
 
     `taken`: it has been used. `shared`: it has left the front for other processes.
     """
 
-    __slots__ = ("digest", "row", "session", "shared", "taken")
+    __slots__ = ("digest", "generation", "row", "session", "shared", "taken")
 
-    def __init__(self, digest: bytes, session: Session, row: int = 0) -> None:
+    def __init__(self, digest: bytes, session: Session, row: int = 0, generation: int = 0) -> None:
         self.digest = digest
         self.session = session
         self.row = row
+        self.generation = generation
         self.shared = False
         self.taken = False
 
@@ -107,6 +112,7 @@ class SQLiteStore:
         self._written: list[_Entry] = []
         self._claimed: list[_Entry] = []
         self._removed = 0
+        self._generation = _NO_FILE
         self._maintained_at = self._warned_at = _NEVER
         self._thread = threading.Thread(target=self._run, name="onetrip-sessions", daemon=True)
         self._thread.start()
@@ -130,7 +136,7 @@ class SQLiteStore:
         else:
             self.counters.evicted += 1
         if spare is not None:
-            self._changes.put(_Change(self._share, (spare,)))
+            self._change(_Change(self._share, (spare,)))
 
     def pop(self, scope: Scope, now: float) -> Session | None:
         """The newest session that can still be used, or None."""
@@ -149,7 +155,7 @@ class SQLiteStore:
                     self.counters.expired += 1
                 entries.pop()
                 entry.taken = True
-                self._changes.put(_Change(self._remove, (entry,)))
+                self._change(_Change(self._remove, (entry,)))
             last = not entries
             if last:
                 self._front.pop(digest, None)
@@ -161,6 +167,10 @@ class SQLiteStore:
             self.counters.taken += 1
         return found
 
+    def _change(self, change: _Change) -> None:
+        if self._changes.qsize() < 2 * QUEUE_MAX:
+            self._changes.put(change)
+
     def _ask(self, digest: bytes, now: float) -> None:
         moment = monotonic()
         if self._released or moment - self._asked.get(digest, _NEVER) < ASK_AGAIN_S:
@@ -168,7 +178,7 @@ class SQLiteStore:
         if len(self._asked) >= SCOPES_ASKED_MAX:
             self._asked.clear()
         self._asked[digest] = moment
-        self._changes.put(_Change(self._claim, (digest, max(1, self._per_scope // 2), now)))
+        self._change(_Change(self._claim, (digest, max(1, self._per_scope // 2), now)))
 
     def prefetch(self, scope: Scope, count: int, now: float) -> Future[int]:
         """Have up to `count` sessions of a scope in memory, from the file where need be. For `ASK_AGAIN_S` a `pop` then
@@ -211,6 +221,10 @@ class SQLiteStore:
         for digest, count in given_back.items():
             self._changes.put(_Change(self._claim, (digest, count, now)))
 
+    def resize(self, per_scope: int) -> None:
+        """Hold up to so many sessions of a scope from now on."""
+        self._per_scope = self._file.per_scope = per_scope
+
     def held(self, scope: Scope) -> int:
         """How many sessions of a scope are in memory, expired ones among them perhaps."""
         return len(self._front.get(scope.digest, ()))
@@ -250,7 +264,7 @@ class SQLiteStore:
                     change.done.set_result(len(self._front.get(change.digest, ())))
         try:
             self._file.close()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, *NONSENSE) as error:
             self._complain(str(error))
 
     def _next_batch(self) -> list[_Change]:
@@ -264,10 +278,12 @@ class SQLiteStore:
         return batch
 
     def _apply(self, batch: list[_Change]) -> bool:
-        # One transaction. False: the file is locked, and another try may help.
+        # One transaction. False: another try may help.
         try:
             self._file.open()
             self._file.begin()
+            if self._generation != self._file.generation:
+                self._begin_file()
             for change in batch:
                 if change.method is not None:
                     change.method(*change.arguments)
@@ -276,30 +292,37 @@ class SQLiteStore:
                 self._rows = self._file.purge(self._clock()) - len(self._written) + self._removed
                 self._maintained_at = monotonic()
             self._file.commit()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, *NONSENSE) as error:
             return self._undo(error)
         self._settle()
         return True
 
-    def _undo(self, error: sqlite3.Error | OSError) -> bool:
+    def _begin_file(self) -> None:
+        # The first one, whose changes are all waiting; or another than before, without our sessions.
+        before, self._generation = self._generation, self._file.generation
+        if before == _NO_FILE:
+            return
+        with self._lock:
+            held = [entry for entries in self._front.values() for entry in entries]
+        for entry in held:
+            self._add(entry)
+
+    def _undo(self, error: Exception) -> bool:
         for entry in self._written:
             entry.row = 0
         self._written.clear()
         self._claimed.clear()
         self._removed = 0
+        self._generation = 0  # what this file lacks is found out again
         self._file.rollback()
         if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
             return False
-        if isinstance(error, sqlite3.Error) and self._file.damaged(error):
-            self._rows = 0
-            with self._lock:
-                survivors = [entry for entries in self._front.values() for entry in entries]
-            for entry in survivors:
-                entry.row = 0
-                self._changes.put(_Change(self._add, (entry,)))
-        else:
-            self._complain(f"sessions are kept in memory only: {error}")
-        return True
+        if not isinstance(error, OSError) and self._file.damaged(error):
+            self._changes.put(_Change(lambda: None))  # begins a new file, with what there is in memory
+            return True
+        self._complain(f"sessions are kept in memory only: {error}")
+        time.sleep(RETRY_S)
+        return False
 
     def _settle(self) -> None:
         # The transaction is committed: what it claimed may be used.
@@ -320,23 +343,28 @@ class SQLiteStore:
             self._warn(f"{self._file.path}: {text}")
 
     def _add(self, entry: _Entry) -> None:
-        if entry.taken or entry.row or entry.session.facts.expires_at <= self._clock():
+        if entry.taken or self._row(entry) or entry.session.facts.expires_at <= self._clock():
             return
-        entry.row = self._file.add(entry.digest, entry.session)
+        entry.row, entry.generation = self._file.add(entry.digest, entry.session), self._generation
         self._written.append(entry)
         if entry.shared:
             self._file.share(entry.digest, entry.row)
 
     def _remove(self, entry: _Entry) -> None:
-        if entry.row:
+        if self._row(entry):
             self._file.remove(entry.row)
             self._removed += 1
 
     def _share(self, *entries: _Entry) -> None:
         for entry in entries:
             entry.shared = True
-            if entry.row:
+            if self._row(entry):
                 self._file.share(entry.digest, entry.row)
 
+    def _row(self, entry: _Entry) -> int:
+        return entry.row if entry.generation == self._generation else 0
+
     def _claim(self, digest: bytes, limit: int, now: float) -> None:
-        self._claimed += [_Entry(digest, session, row) for row, session in self._file.claim(digest, limit, now)]
+        self._claimed += [
+            _Entry(digest, session, row, self._generation) for row, session in self._file.claim(digest, limit, now)
+        ]

@@ -64,6 +64,10 @@ class MemoryStore:
     def __repr__(self) -> str:
         return f"<MemoryStore {self._count} sessions of {len(self._scopes)} scopes>"
 
+    def resize(self, per_scope: int) -> None:
+        """Hold up to so many sessions of a scope from now on."""
+        self._per_scope = per_scope
+
     def put(self, scope: Scope, session: Session, now: float) -> None:  # expiry is looked at by `pop`
         """Keep a session; the oldest of the scope, or of the scope stored least recently, makes room."""
         if self._per_scope <= 0 or self._total <= 0:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from .document import Expanded, resolve
 from .faults import Path, nearest
 from .model import Config, ListenerSection, RouteSection
+from .places import Secret
 from .routing import inherited, match_value
 from .sections import HedgeSection, UpstreamSection
 from .units import Address, format_duration
@@ -80,7 +81,7 @@ def broken_rules(config: Config) -> Iterator[Broken]:
                 yield from _override(route, config.upstreams[route.upstream], here)
     for name, upstream in config.upstreams.items():
         yield from _upstream(upstream, ("upstreams", name))
-    if config.sessions is not None:
+    if config.sessions is not None and isinstance(config.sessions.key, Secret):  # else it has been found fault with
         yield from _session_key(config.sessions.key.value)
 
 

@@ -109,6 +109,13 @@ def test_a_key_that_can_be_guessed_is_a_fault(tmp_path, key):
         parse_config(CONFIG.format(warm=2, path=tmp_path / "s.db", key=key))
 
 
+def test_a_key_that_is_not_there_is_one_fault(tmp_path):
+    text = CONFIG.format(warm=2, path=tmp_path / "s.db", key="env:NOT_SET")
+    with pytest.raises(ConfigError, match="NOT_SET") as caught:
+        parse_config(text)
+    assert len(caught.value.faults) == 1
+
+
 # Scopes
 
 
@@ -222,6 +229,39 @@ def test_tickets_that_end_soon_are_replaced(sessions, context, server, clock):
     assert not mine.lacks_tickets(1, 3.0 + TOP_UP_S)
 
 
+def test_tickets_that_the_store_has_no_room_for_are_lacking(sessions, context, server):
+    mine = sessions.of(ENDPOINT, context)
+    sessions.store.resize(2)
+    for _ in range(3):
+        client, peer = mine.new_engine(None), TLSEngine(server)
+        client.start()
+        while data := client.data_to_send():
+            peer.receive(data)
+            client.receive(peer.data_to_send())
+        mine.keep(client)
+    assert mine.held == 2
+    assert any(mine.lacks_tickets(6, float(now)) for now in range(1, 100))
+
+
+def test_a_ticket_that_was_refused_unread_is_offered_again(sessions, context, server):
+    mine = sessions.of(ENDPOINT, context)
+    mine.keep(handshake(mine, server)[0])
+    ticket = mine.take()
+    mine.give_back(ticket)
+    assert mine.take() is ticket
+
+
+def test_a_name_is_the_same_in_capitals(files, sessions, server):
+    """The scope says so; what is offered has to as well."""
+    lower, upper = (
+        ClientContext(ClientSettings(server_name=name, ca=str(files.ca.certificate)))
+        for name in ("localhost", "LOCALHOST")
+    )
+    mine = sessions.of(ENDPOINT, lower)
+    mine.keep(handshake(mine, server)[0])
+    assert handshake(sessions.of(ENDPOINT, upper), server)[1] == "resumed"
+
+
 def test_a_server_without_tickets_is_asked_less_and_less_often(sessions, context):
     mine = sessions.of(ENDPOINT, context)
     dials = [now for now in range(1, 7200) if mine.lacks_tickets(2, float(now))]
@@ -243,6 +283,8 @@ async def test_the_store_holds_a_restarts_tickets_of_all_workers(tmp_path):
     opened = Sessions.open(config, 4, SimpleNamespace())
     assert isinstance(opened.store, SQLiteStore)
     assert opened.store._per_scope >= 4 * 20
+    opened.resize(parse_config(CONFIG.format(warm=50, path=tmp_path / "s.db", key="k" * 32)))
+    assert opened.store._per_scope >= 4 * 50
     await opened.close()
 
 

@@ -230,6 +230,23 @@ async def test_a_unix_socket_whose_backlog_is_full_is_a_failure(tmp_path: Path) 
             assert "temporarily unavailable" in it.pool.last_error.details
 
 
+async def test_a_dial_that_fails_takes_no_ticket(ca: Issued, leaf: Issued) -> None:
+    context = server_context(leaf)
+    async with (
+        origin(lambda peer: tls_echo(peer, context)) as app,
+        edge(config(app.port, warm=2, upstream=f'tls: {{ca: "{ca.certificate}"}}')) as it,
+    ):
+        sessions = it.upstream.sessions_of(it.pool.target.endpoint)
+        assert sessions is not None
+        await wait_for(lambda: sessions.held == 4)
+        failures = it.pool.counters.dial_failures
+        await app.close()
+        for peer in app.peers:
+            peer.sock.close()
+        await wait_for(lambda: it.pool.counters.dial_failures > failures)
+        assert sessions.held == 4
+
+
 async def test_links_to_tls_servers_are_handshaken(ca: Issued, leaf: Issued) -> None:
     context = server_context(leaf)
     async with (

@@ -558,7 +558,7 @@ def test_damage_while_in_use_costs_the_file_but_not_the_sessions_in_memory(store
     assert (fetch(again, A, 50), fetch(again, B, 50)) == (10, 10)
 
 
-def test_a_deleted_file_is_begun_anew(stores):
+def test_a_deleted_file_is_begun_anew_with_what_is_in_memory(stores):
     store = stores()
     store.put(A, session(1), NOW)
     store.flush()
@@ -566,7 +566,109 @@ def test_a_deleted_file_is_begun_anew(stores):
         os.unlink(stores.path + suffix)
     store.put(A, session(2), NOW)
     store.close()
-    assert stores.rows() == [(1,)]
+    assert stores.rows() == [(2,)]
+
+
+def test_rows_of_a_file_that_was_replaced_are_nobody_elses(stores):
+    """The same numbers belong to others in the new file."""
+    store = stores()
+    for number in range(3):
+        store.put(A, session(number), NOW)
+    store.flush()
+    for suffix in ("", "-wal", "-shm"):
+        os.unlink(stores.path + suffix)
+    other = stores()
+    for number in range(3):
+        other.put(B, session(number), NOW)
+    other.flush()
+    assert [number_of(store.pop(A, NOW)) for _ in range(3)] == [2, 1, 0]
+    store.flush()
+    assert stores.rows() == [(3,)]
+    other.close()
+    assert fetch(stores(), B, 3) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("value = 5", "value = 'text'", "value = x''", "expires = 'soon'", "expires = x'ff'", "expires = 9e99"),
+        *("key = 5", "key = 'k'", "owner = 'x'", "owner = x'01'", "owner = 4096000000000000", "owner = 1e300"),
+    ],
+)
+def test_values_of_other_types_harm_nobody_else(stores, change):
+    store = stores()
+    for number in range(4):
+        store.put(A, session(number), NOW)
+    store.close()
+    with sqlite3.connect(stores.path) as database:
+        database.execute(f"UPDATE sessions SET {change} WHERE id = 2")
+    store = stores()
+    assert fetch(store, A, 4) == 3
+    store.put(B, session(9), NOW)
+    store.close()
+    assert fetch(stores(), B) == 1
+
+
+def test_a_schema_that_is_no_text_is_set_aside(stores):
+    store = stores()
+    store.put(A, session(1), NOW)
+    store.close()
+    content = Path(stores.path).read_bytes()
+    Path(stores.path).write_bytes(content.replace(b"CREATE TABLE sessions", b"CREATE TABLE sess\xff\xfe\xfd\xfc"))
+    for _ in range(2):
+        store = stores()
+        store.put(A, session(2), NOW)
+        store.close()
+    assert stores.rows() == [(2,)]
+    assert os.path.exists(stores.path + ".set-aside-1")
+    assert not os.path.exists(stores.path + ".set-aside-2")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_damage_anywhere_is_survived(stores, seed):
+    """Bytes changed at random: what can be read is used, what can't be is set aside, and the store works on."""
+    rng = random.Random(seed)
+    store = stores(per_scope=50)
+    for number in range(60):
+        store.put((A, B)[number % 2], session(number, size=900), NOW)
+    store.close()
+    content = bytearray(Path(stores.path).read_bytes())
+    for _ in range(rng.choice((1, 3, 50))):
+        content[rng.randrange(rng.choice((200, 4096, len(content))))] = rng.randrange(256)
+    Path(stores.path).write_bytes(content[: rng.choice((len(content), rng.randrange(len(content))))])
+    store = stores(per_scope=50)
+    fetch(store, A, 50)
+    fetch(store, B, 50)
+    store.put(A, session(100), NOW)
+    store.close()
+    again = stores(per_scope=50)
+    assert fetch(again, A, 50) >= 1
+    again.flush()
+    assert again._thread.is_alive()
+
+
+def test_what_a_full_disk_did_not_take_is_written_later(stores, monkeypatch):
+    monkeypatch.setattr("tlscache.sqlite_store.RETRY_S", 0.01)
+    store = stores()
+    for number in range(3):
+        store.put(A, session(number), NOW)
+    store.flush()
+    full = [True]
+    commit = SessionFile.commit
+
+    def refuse(self):
+        if full[0]:
+            raise sqlite3.OperationalError("database or disk is full")
+        commit(self)
+
+    monkeypatch.setattr(SessionFile, "commit", refuse)
+    store.pop(A, NOW)
+    store.put(B, session(9), NOW)
+    store.flush()
+    full[0] = False
+    store.close()
+    assert stores.rows() == [(3,)]
+    assert len(stores.warnings) == 1
 
 
 def test_a_locked_file_is_a_miss_and_is_written_later(stores):

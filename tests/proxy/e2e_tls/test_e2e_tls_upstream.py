@@ -188,6 +188,24 @@ async def test_an_endpoint_that_hangs_up_on_early_data_gets_the_request_after_a_
     await proxy.quiet()
 
 
+@pytest.mark.parametrize("refusal", [b"", b"\x15\x03\x03\x00\x02\x02\x0a", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+async def test_a_first_flight_whose_handshake_fails_is_followed_by_one_without_early_data(start, origin, ca, refusal):
+    """RFC 8446 appendix D.3: a server that knows 0-RTT no more takes it for nonsense."""
+    proxy, client = await warmed_up(start, origin, ca)
+    origin.refusals.append(refusal)
+    assert (await client.get()).status == 200
+    assert [(one.early, one.value(b"early-data")) for one in origin.requests] == [(False, None)]
+    await proxy.quiet()
+
+
+async def test_an_endpoint_that_refuses_every_handshake_is_not_dialled_for_ever(start, origin, ca):
+    proxy, client = await warmed_up(start, origin, ca)
+    origin.refusals += [b"\x15\x03\x03\x00\x02\x02\x0a"] * 10
+    assert (await client.get()).status == 502
+    assert len(origin.refusals) == 8
+    await proxy.quiet()
+
+
 async def test_a_burst_sends_each_request_exactly_once(start, origin, ca):
     proxy = await start(config(origin, ca, warm=4))
     await wait_for(lambda: events(proxy).get("stored") == 8)

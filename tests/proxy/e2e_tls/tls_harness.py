@@ -73,6 +73,11 @@ class Connection(asyncio.Protocol):
         self.number = len(self.origin.connections)
 
     def data_received(self, data: bytes) -> None:
+        if self.origin.refusals:
+            assert self.transport is not None
+            self.transport.write(self.origin.refusals.pop(0))
+            self.transport.close()
+            return
         engine = self.engine
         early = self.engine.early != "accepted" or engine.state is State.HANDSHAKING
         self.received += engine.receive(data)
@@ -100,13 +105,14 @@ class Connection(asyncio.Protocol):
 
 @dataclass(eq=False)
 class TlsOrigin:
-    """An HTTP/1.1 origin. `renew` makes it forget its ticket keys."""
+    """An HTTP/1.1 origin. `renew` makes it forget its ticket keys; each of `refusals` answers a first flight."""
 
     files: Files
     early_data: bool = True
     answer: Callable[[Request], bytes] = answer_ok
     requests: list[Request] = field(default_factory=list)
     connections: list[Connection] = field(default_factory=list)
+    refusals: list[bytes] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> TlsOrigin:
