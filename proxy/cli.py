@@ -44,7 +44,7 @@ def serve(config: ConfigPath) -> None:
     """Run the proxy in the foreground."""
     from .forkserver import start  # noqa: PLC0415
 
-    fork_server = start()  # before anything else is imported; successors, too, come out of here
+    fork_server = start(str(config))  # before anything else is imported
     from .server import serve as run  # noqa: PLC0415
 
     raise typer.Exit(run(str(config), fork_server))

@@ -5,7 +5,7 @@
 
 Ticket keys can only be passed on by a fork (`tlscache.ticket_keys`), and a fork of the running program would be the old
 program. So `start` forks a process off before anything else is imported. A successor begins as a copy of that one,
-forgets the few modules that it has of the program, and imports them anew: it runs what is installed now.
+forgets the few modules that it has of the program, and imports `proxy.server`: it runs what is installed now.
 
 What it can't take anew is the interpreter, other packages, and the modules in `KEPT`. Where one of those has changed on
 disk the fork server refuses, and the caller starts a process from scratch: clients then make one full handshake more.
@@ -62,16 +62,18 @@ class ForkServer:
         self._reason = reason
 
     def fork(self, environment: dict[str, str], fds: list[int]) -> int:
-        """The pid of a successor, which returns from `start`. It has these variables on top of its environment, and
-        these descriptors under the same numbers. Blocks for milliseconds.
+        """The pid of a successor. It has these variables on top of its environment, and these descriptors under the
+        same numbers. Blocks for milliseconds.
 
         Raises Refused.
         """
         if self._channel is None:
             raise Refused(self._reason)
+        request = json.dumps({"environment": environment, "fds": fds}).encode()
+        if len(fds) > FDS_MAX or len(request) > REQUEST_MAX:
+            raise Refused(f"{len(fds)} descriptors with {len(request)} bytes to say of them are too many to pass on")
         try:
             self._channel.settimeout(ANSWER_S)
-            request = json.dumps({"environment": environment, "fds": fds}).encode()
             socket.send_fds(self._channel, [request], fds)
             answer = json.loads(self._channel.recv(REQUEST_MAX) or b"{}")
         except OSError as error:
@@ -90,8 +92,9 @@ class ForkServer:
             self._reason = reason
 
 
-def start() -> ForkServer:
-    """Start it. Returns in this process, and again in every successor."""
+def start(path: str) -> ForkServer:
+    """Start it. Successors run `proxy.server.serve(path, …)` and exit."""
+    _open_standard_files()
     inherited = _open_files()
     keys = TicketKeys()
     stamp = stamp_now()
@@ -112,10 +115,22 @@ def start() -> ForkServer:
                 os.close(fd)
         for number in _SIGNALS:  # the program's; this process goes when the last program has gone
             signal.signal(number, signal.SIG_IGN)
-        return ForkServer(keys, _serve(theirs, stamp))
+        channel = _serve(theirs, stamp)
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # and not run as a second program
+    serve = importlib.import_module("proxy.server").serve
+    sys.exit(serve(path, ForkServer(keys, channel)))
+
+
+def _open_standard_files() -> None:
+    """A program that was started with one of them closed would have a socket for it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) in _STANDARD:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - for as long as the process lives
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
 
 def _fork_off() -> bool:
@@ -169,6 +184,7 @@ def _serve(first: socket.socket, stamp: Stamp) -> socket.socket:
                         assert isinstance(other, socket.socket)
                         other.close()
                     ours.close()
+                    programs.close()  # its number may be one that the request wants
                     return _become_successor(json.loads(request), fds, theirs)
                 theirs.close()
                 for fd in fds:
@@ -204,9 +220,9 @@ def _become_successor(request: dict[str, object], fds: list[int], channel: socke
     environment, numbers = request["environment"], request["fds"]
     assert isinstance(environment, dict)
     assert isinstance(numbers, list)
-    # First above the wanted numbers, so that none is overwritten that is still to be moved.
-    floor = max((*numbers, *_STANDARD)) + 1
-    held = [_moved(fd, floor) for fd in (channel.detach(), *fds)]
+    # First away from the wanted numbers, so that none is overwritten that is still to be moved.
+    taken = {*numbers, *_STANDARD}
+    held = [_moved(fd, taken) for fd in (channel.detach(), *fds)]
     for fd, number in zip(held[1:], numbers, strict=True):
         os.dup2(fd, number, inheritable=False)
         os.close(fd)
@@ -215,11 +231,15 @@ def _become_successor(request: dict[str, object], fds: list[int], channel: socke
     return socket.socket(fileno=held[0])
 
 
-def _moved(fd: int, floor: int) -> int:
-    """The same file under a number that is at least `floor`."""
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor)
-    os.close(fd)
-    return moved
+def _moved(fd: int, taken: set[int]) -> int:
+    """The same file under a number that is not taken (not above all of them: the limit may be near)."""
+    passed = []
+    while fd in taken:
+        passed.append(fd)
+        fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, fd + 1)
+    for number in passed:
+        os.close(number)
+    return fd
 
 
 def forget_program() -> None:

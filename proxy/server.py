@@ -31,7 +31,7 @@ from .backend import answer
 from .config import Config, ConfigError, diff, effective_yaml, load_config
 from .connect import Background
 from .forkserver import ForkServer
-from .successor import start_successor
+from .successor import end_successor, start_successor
 from .timers import Timers
 from .turn import Turn
 from .worker import Worker, server_contexts, worker_count
@@ -258,12 +258,13 @@ class Program:
     def stop_now(self) -> None:
         """A second signal."""
 
-    async def drain(self) -> None:
-        """Stop for good: let what is open finish."""
+    async def drain(self, *, replaced: bool = False) -> None:
+        """Stop for good: let what is open finish. `replaced`: the service goes on in another process."""
         if self.stopping:
             return
         self.stopping = True
-        listening.notify_systemd("STOPPING=1")
+        if not replaced:
+            listening.notify_systemd("STOPPING=1")
         shutdown = self.config.shutdown
         if shutdown.settle:
             await asyncio.sleep(shutdown.settle)
@@ -278,9 +279,16 @@ class Program:
         self.admin.listener.stop_accepting()
         self._done.set()
 
+    def _is_stopping(self) -> bool:
+        return self.stopping
+
     async def _hand_over(self) -> None:
         """SIGUSR2: the new program gets our sockets and sessions; once it is ready, we drain."""
         if self.stopping or self._handing_over:
+            return
+        if os.getpid() == 1:
+            reason = "this is process 1: with it the container would end, and the successor in it"
+            self.log.error("hand_over_refused", reason=reason, instead="replace the container")
             return
         self._handing_over = True
         try:
@@ -292,9 +300,11 @@ class Program:
                 await self.reclaim_sessions()
         finally:
             self._handing_over = False
-        if pid:
+        if pid and self._is_stopping():  # told to meanwhile, and that goes for the service
+            end_successor(pid)
+        elif pid:
             listening.notify_systemd(f"MAINPID={pid}")
-            await self.drain()
+            await self.drain(replaced=True)
 
 
 def _bound(sock: socket.socket) -> str:

@@ -1,6 +1,6 @@
 """Listening sockets: bound here, taken over from systemd, or from the program that this one replaces.
 
-A program that starts another on SIGUSR2 passes its sockets as `ONETRIP_SOCKETS=name=fd,…` and a pipe as
+A program that starts another on SIGUSR2 passes its sockets as `ONETRIP_SOCKETS={"name": fd, …}` and a pipe as
 `ONETRIP_READY_FD`; systemd passes `LISTEN_FDS` with `LISTEN_FDNAMES` (sd_listen_fds(3)). Such a socket is used where
 its name is a listener's (or `admin`): systemd's whatever its address, the predecessor's where the config still has the
 address that it is bound to.
@@ -8,6 +8,7 @@ address that it is bound to.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -25,6 +26,8 @@ ADMIN: Final = "admin"
 BACKLOG: Final = 4096
 FAST_OPEN_QUEUE: Final = 1024
 _LISTEN_FDS_START: Final = 3
+_FDS_MAX: Final = 250  # in one message; SCM_MAX_FD is 253
+_NAMES_MAX: Final = 2**20
 
 
 def addresses(config: Config) -> dict[str, tuple[Address, bool]]:
@@ -116,9 +119,8 @@ def _answers(path: str) -> bool:
 
 def _handed_over() -> dict[str, socket.socket]:
     found: dict[str, socket.socket] = {}
-    for item in filter(None, os.environ.pop(SOCKETS_VARIABLE, "").split(",")):
-        name, _, fd = item.rpartition("=")
-        found[name] = _adopt(int(fd))
+    for name, fd in json.loads(os.environ.pop(SOCKETS_VARIABLE, "{}")).items():
+        found[name] = _adopt(fd)
     return found
 
 
@@ -142,11 +144,32 @@ def _adopt(fd: int) -> socket.socket:
 
 def environment_for(sockets: dict[str, socket.socket], ready_fd: int) -> tuple[dict[str, str], list[int]]:
     """What a successor needs: its environment's additions, and the descriptors to pass."""
-    items = ",".join(f"{name}={sock.fileno()}" for name, sock in sockets.items())
-    return {SOCKETS_VARIABLE: items, READY_VARIABLE: str(ready_fd)}, [
+    numbers = json.dumps({name: sock.fileno() for name, sock in sockets.items()})
+    return {SOCKETS_VARIABLE: numbers, READY_VARIABLE: str(ready_fd)}, [
         *(sock.fileno() for sock in sockets.values()),
         ready_fd,
     ]
+
+
+def pass_on(channel: socket.socket, sockets: dict[str, socket.socket]) -> bool:
+    """Send listening sockets to a worker (a datagram for each `_FDS_MAX`). False: it does not take them."""
+    items = list(sockets.items())
+    try:
+        for start in range(0, len(items), _FDS_MAX):
+            names, socks = zip(*items[start : start + _FDS_MAX], strict=True)
+            socket.send_fds(channel, [json.dumps(names).encode()], [sock.fileno() for sock in socks])
+    except OSError:
+        return False
+    return True
+
+
+def take_over(channel: socket.socket, count: int) -> dict[str, socket.socket]:
+    """Receive so many of them. Raises OSError."""
+    found: dict[str, socket.socket] = {}
+    while len(found) < count:
+        names, fds, _, _ = socket.recv_fds(channel, _NAMES_MAX, _FDS_MAX)
+        found |= {name: _adopt(fd) for name, fd in zip(json.loads(names), fds, strict=True)}
+    return found
 
 
 def tell_predecessor() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,40 +26,52 @@ async def start_successor(
     path: str, sockets: dict[str, socket.socket], fork_server: ForkServer | None, log: Any
 ) -> int:
     """The pid of a program that serves the config at `path` on these sockets, once it is ready; 0 where it does not get
-    there, which is in the log. Without a `fork_server` it has other ticket keys.
+    there, which is in the log. With a `fork_server` it has our ticket keys; where that fails, another is tried without.
     """
+    pid = 0
+    if fork_server is not None:
+        pid = await _start(lambda *inheritance: asyncio.to_thread(fork_server.fork, *inheritance), sockets, log)
+    return pid or await _start(lambda *inheritance: _spawn(path, *inheritance), sockets, log)
+
+
+Way = Callable[[dict[str, str], list[int]], Awaitable[int]]
+"""How to start a program with these variables and descriptors: its pid. Raises Refused or OSError."""
+
+
+async def _start(way: Way, sockets: dict[str, socket.socket], log: Any) -> int:
     read_fd, write_fd = os.pipe()
-    environment, fds = listening.environment_for(sockets, write_fd)
     try:
-        pid = await _fork(fork_server, environment, fds, log) or _spawn(path, environment, fds)
-    except OSError as error:
-        log.error("hand_over_failed", error=str(error), kept="this program goes on")
+        pid = await way(*listening.environment_for(sockets, write_fd))
+    except (OSError, Refused) as error:
         os.close(read_fd)
+        if isinstance(error, Refused):
+            log.warning("ticket_keys_lost", reason=str(error), cost="a full handshake for each client")
+        else:
+            log.error("hand_over_failed", error=str(error), kept="this program goes on")
         return 0
     finally:
         os.close(write_fd)
     log.info("hand_over", successor=pid)
-    if await _read_pipe(read_fd, READY_WAIT_S):
-        return pid
+    try:
+        if await _read_pipe(read_fd, READY_WAIT_S):
+            return pid
+    except asyncio.CancelledError:  # this program ends before that one is ready, and was not replaced
+        end_successor(pid)
+        raise
     log.error("hand_over_failed", successor=pid, kept="this program goes on")
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+    end_successor(pid)
     return 0
 
 
-async def _fork(fork_server: ForkServer | None, environment: dict[str, str], fds: list[int], log: Any) -> int:
-    if fork_server is None:
-        return 0
-    try:
-        return await asyncio.to_thread(fork_server.fork, environment, fds)
-    except Refused as refused:
-        log.warning("ticket_keys_lost", reason=str(refused), cost="a full handshake for each client")
-        return 0
-
-
-def _spawn(path: str, environment: dict[str, str], fds: list[int]) -> int:
+async def _spawn(path: str, environment: dict[str, str], fds: list[int]) -> int:
     command = [sys.executable, "-m", "proxy.cli", "serve", path]
-    return subprocess.Popen(command, pass_fds=fds, env={**os.environ, **environment}).pid  # noqa: S603 - ourselves
+    return subprocess.Popen(command, pass_fds=fds, env={**os.environ, **environment}).pid  # noqa: S603, ASYNC220 - us
+
+
+def end_successor(pid: int) -> None:
+    """It is not to serve after all."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
 
 
 async def _read_pipe(fd: int, seconds: float) -> bytes:

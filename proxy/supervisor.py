@@ -45,10 +45,11 @@ if TYPE_CHECKING:
     from .forkserver import ForkServer
 
 ASK_TIMEOUT_S: Final = 2.0
+RELOAD_TIMEOUT_S: Final = 30.0
+PASS_TIMEOUT_S: Final = 5.0
 LINE_MAX: Final = 16 * 1024 * 1024
 RESTART_BACKOFF_S: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 QUICK_DEATH_S: Final = 5.0
-_FDS_MAX: Final = 253  # SCM_MAX_FD
 _STANDARD: Final = (0, 1, 2)
 
 
@@ -146,6 +147,8 @@ class Supervisor(Program):
         async with self._changing:
             ours, theirs = socket.socketpair()
             our_descriptors, their_descriptors = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            our_descriptors.settimeout(PASS_TIMEOUT_S)
+            their_descriptors.settimeout(PASS_TIMEOUT_S)
             sys.stdout.flush()
             sys.stderr.flush()
             pid = os.fork()
@@ -256,13 +259,13 @@ class Supervisor(Program):
             question = {"do": "reload", "config": form, "sockets": len(fresh)}
             restart: set[str] | None = None
             for child in list(self._children.values()):
-                if fresh:
-                    names, fds = ",".join(fresh).encode(), [sock.fileno() for sock in fresh.values()]
-                    with suppress(OSError):  # it has just died
-                        socket.send_fds(child.descriptors, [names], fds)
-                reply = await child.ask(question, 30.0)
-                if reply is None:
-                    continue  # it died; its replacement starts with the new config
+                reply = None
+                if listening.pass_on(child.descriptors, fresh):
+                    reply = await child.ask(question, RELOAD_TIMEOUT_S)
+                if reply is None:  # it has died, or is as good as dead; its replacement starts with the new config
+                    with suppress(ProcessLookupError):
+                        os.kill(child.pid, signal.SIGKILL)
+                    continue
                 if "fault" not in reply:
                     restart = (restart or set()) | set(reply["restart"])
                 elif restart is None:
@@ -355,12 +358,8 @@ async def _stop_worker(
 
 async def _reload_worker(worker: Worker, question: dict[str, Any], descriptors: socket.socket) -> dict[str, Any]:
     fresh: dict[str, socket.socket] = {}
-    if question["sockets"]:
-        names, fds, _, _ = socket.recv_fds(descriptors, 65536, _FDS_MAX)
-        fresh = {name: socket.socket(fileno=fd) for name, fd in zip(names.decode().split(","), fds, strict=True)}
-        for sock in fresh.values():
-            sock.setblocking(False)
     try:
+        fresh = listening.take_over(descriptors, question["sockets"])
         config: Config = pickle.loads(base64.b64decode(question["config"]))  # noqa: S301 - from our own supervisor
         return {"restart": await worker.reload(config, fresh)}
     except (OSError, ValueError) as error:

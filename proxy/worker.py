@@ -393,7 +393,7 @@ def server_contexts(
     Raises ContextError, which names the file and what is wrong with it.
     """
     contexts = dict(kept or {})
-    for section in config.listeners:
+    for section in sorted(config.listeners, key=lambda one: one.name):  # for `TicketKeys.base`
         if section.tls is None or section.name in contexts:
             continue
         settings = ServerSettings(

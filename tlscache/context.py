@@ -303,7 +303,7 @@ class ServerContext:
         stamp = certificates.fingerprint(self._paths)
         trust = None if settings.client_ca is None else certificates.load_trust(settings.client_ca)
         purpose = self._purpose_with(trust)
-        by_name = CertificatesByName()
+        by_name = CertificatesByName(self)
         warnings = []
         for pair in settings.certificates:
             identity = certificates.load_identity(pair.certificate, pair.key)
@@ -373,16 +373,11 @@ class ServerContext:
 
     def new_ssl(self) -> Any:
         """A connection's `SSL *`; the caller frees it."""
-        self.base.owner = self
+        # Not this object: a connection that begins under one `client_ca` does not end under another.
+        self.base.owner = self._certificates
         ssl = lib.SSL_new(self.base.handle)
         lib.SSL_set_accept_state(ssl)
         return ssl
-
-    def select_certificate(self, ssl: Any) -> None:
-        """See `Owner`."""
-        asked = lib.SSL_get_servername(ssl, lib.TLSEXT_NAMETYPE_host_name)
-        name = "" if asked == ffi.NULL else ffi.string(asked).decode("latin-1")
-        lib.SSL_set_SSL_CTX(ssl, self._certificates.pick(name))
 
     def _select_alpn(self, _ssl: Any, out: Any, out_size: Any, offered: Any, size: int, _argument: Any) -> int:
         # Called only where the client offers something. `out` has to point into memory that lives on: into the client's

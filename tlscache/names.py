@@ -10,12 +10,17 @@ from cryptography import x509
 
 from .certificates import ContextError
 from .fault import certificate_names
+from .openssl import ffi, lib
 
 
 class CertificatesByName:
-    """A server's certificates by the names they are for: exact ones, and `*.` for one label (RFC 9525 section 6.3)."""
+    """A server's certificates by the names they are for: exact ones, and `*.` for one label (RFC 9525 section 6.3).
 
-    def __init__(self) -> None:
+    `keeper`, which the contexts call back into, lives as long.
+    """
+
+    def __init__(self, keeper: object = None) -> None:
+        self.keeper = keeper
         self.default: Any = None
         self.exact: dict[str, Any] = {}
         self.wildcard: dict[str, Any] = {}
@@ -29,6 +34,12 @@ class CertificatesByName:
                 self.wildcard.setdefault(name[2:], handle)
             else:
                 self.exact.setdefault(name, handle)
+
+    def select_certificate(self, ssl: Any) -> None:
+        """See `ticket_keys.Owner`."""
+        asked = lib.SSL_get_servername(ssl, lib.TLSEXT_NAMETYPE_host_name)
+        name = "" if asked == ffi.NULL else ffi.string(asked).decode("latin-1")
+        lib.SSL_set_SSL_CTX(ssl, self.pick(name))
 
     def pick(self, name: str) -> Any:
         """The `SSL_CTX *` for a server name; the default's where none fits."""

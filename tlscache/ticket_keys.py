@@ -14,11 +14,11 @@ from typing import Any, Final, Protocol
 from .openssl import ffi, lib
 from .replay import ReplayRegister
 
-CONTEXTS: Final = 32  # 29 KB and a tenth of a millisecond each
+CONTEXTS: Final = 64  # 29 KB and a tenth of a millisecond each
 
 
 class Owner(Protocol):
-    """Whoever serves with a base."""
+    """Whoever has the certificates for connections that begin with a base."""
 
     def select_certificate(self, ssl: Any) -> None:
         """Switch a connection whose ClientHello has come to the context of the certificate for its server name."""
@@ -27,7 +27,7 @@ class Owner(Protocol):
 class Base:
     """The context (`handle`, an `SSL_CTX *`) that connections begin with: it holds ticket keys, and no certificate.
 
-    `owner` answers for it: the last to have made a connection with it. `is_set_up` is for its owners to note.
+    `owner` answers for it: that of the last connection made with it. `is_set_up` is for its owners to note.
     """
 
     def __init__(self, handle: Any) -> None:

@@ -100,10 +100,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Onetrip:
-    """A running `onetrip serve`. `events`: its log so far."""
+    """A running `onetrip serve`. `events`: its log so far; `shell`: redirections that it is started with."""
 
     def __init__(
-        self, directory: Path, text: str, environment: dict[str, str] | None = None, *, root: Path = ROOT
+        self,
+        directory: Path,
+        text: str,
+        environment: dict[str, str] | None = None,
+        *,
+        root: Path = ROOT,
+        shell: str = "",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "onetrip.yaml"
@@ -112,6 +118,8 @@ class Onetrip:
         self.complaints: list[str] = []
         self.successors: list[int] = []
         command = [sys.executable, "-m", "proxy.cli", "serve", str(self.path)]
+        if shell:
+            command = ["sh", "-c", f'exec "$0" "$@" {shell}', *command]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

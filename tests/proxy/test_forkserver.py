@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from proxy import forkserver
 from tlscache.context import ClientContext, ClientSettings
 from tlscache.engine import State, TLSEngine
 from tlscache.session import Session
+from tlscache.ticket_keys import TicketKeys
 
 from .program import ROOT, WAIT_S, HttpOrigin, Onetrip, alive, config, free_port, http_origin, refused, wait_for
 
@@ -191,6 +193,69 @@ def test_a_successor_runs_what_is_installed_by_then(origin: HttpOrigin, tmp_path
         edge.close()
 
 
+def test_sockets_may_want_the_numbers_that_the_fork_server_uses_itself(edge: Edge) -> None:
+    """A successor that binds one more has it where its fork server has something of its own."""
+    _, ticket = edge.resumed()
+    more = f'  - {{name: more, address: "127.0.0.1:{free_port()}", upstream: app}}\n'
+    edge.program.write(edge.program.path.read_text().replace("upstreams:\n", more + "upstreams:\n", 1))
+    for count in range(1, 5):
+        edge.hand_over(count)
+        assert edge.resumed(ticket)[0]
+    assert edge.reasons() == []
+
+
+def test_near_the_limit_of_descriptors_they_move_below_it(edge: Edge) -> None:
+    _, ticket = edge.resumed()
+    highest = max(int(entry.name) for entry in Path(f"/proc/{edge.pid}/fd").iterdir())
+    resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (highest + 8, highest + 8))
+    for pid in edge.processes():
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 8, highest + 8))
+    edge.hand_over()
+    assert edge.resumed(ticket)[0]
+
+
+def test_a_program_that_a_fork_can_not_begin_is_begun_from_scratch(origin: HttpOrigin, tmp_path: Path) -> None:
+    root = copy_of_the_program(tmp_path / "installed")
+    edge = Edge(tmp_path, origin, root=root)
+    try:
+        server, command = root / "proxy" / "server.py", root / "proxy" / "cli.py"
+        server.write_text(server.read_text().replace("def serve(path: str, fork", "def serve(path: str, *, fork"))
+        command.write_text(command.read_text().replace("run(str(config), fork", "run(str(config), fork_server=fork"))
+        os.kill(edge.pid, signal.SIGUSR2)
+        failed = edge.event("hand_over", 1)["successor"]
+        edge.pid = edge.event("hand_over", 2)["successor"]
+        assert edge.event("hand_over_failed", 1)["successor"] == failed
+        edge.event("listening", 2)
+        assert not alive(failed)
+        assert edge.program.wait() == 0
+        edge.resumed()
+    finally:
+        edge.close()
+
+
+def test_too_much_to_pass_on_is_refused() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        server = forkserver.ForkServer(TicketKeys(contexts=1), ours)
+        for environment, fds in (({}, [0] * 300), ({"LONG": "x" * 70_000}, [0])):
+            with pytest.raises(forkserver.Refused, match="too many to pass on"):
+                server.fork(environment, fds)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_closed_standard_files_are_no_place_for_sockets(
+    origin: HttpOrigin, tmp_path: Path, closed: str, workers: int
+) -> None:
+    program = Onetrip(tmp_path, config(origin.port, workers=workers), shell=closed)
+    try:
+        program.ready()
+        links = [os.readlink(f"/proc/{program.pid}/fd/{fd}") for fd in (0, 1)]
+        assert not any(link.startswith("socket") for link in links)
+    finally:
+        program.stop()
+
+
 def test_it_is_no_child_and_goes_with_the_last_program(edge: Edge) -> None:
     others = edge.processes() - {edge.pid}
     assert len(others) == 1
@@ -232,11 +297,7 @@ def test_one_that_does_not_answer_forks_nothing_later() -> None:
         "import os, signal, sys\n"
         "from proxy import forkserver\n"
         "forkserver.ANSWER_S = 0.1\n"
-        "program = os.getpid()\n"
-        "server = forkserver.start()\n"
-        "if os.getpid() != program:\n"
-        "    print('a successor', flush=True)\n"
-        "    os._exit(0)\n"
+        "server = forkserver.start('no such config')\n"
         "peer = int(sys.stdin.readline())\n"
         "os.kill(peer, signal.SIGSTOP)\n"
         "try:\n"
@@ -246,7 +307,9 @@ def test_one_that_does_not_answer_forks_nothing_later() -> None:
         "os.kill(peer, signal.SIGCONT)\n"
     )
     command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         [peer] = wait_for(lambda: [pid for pid in with_argument(script) if pid != process.pid], "the fork server")
         said, _ = process.communicate(f"{peer}\n", timeout=WAIT_S)
     wait_for(lambda: not alive(peer), "its end")

@@ -11,13 +11,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from loadtests.lab.certificates import issue, make_ca
 from proxy.access_log import AccessRecord
 from proxy.ask import AdminError
-from proxy.server import configure_log, serve
+from proxy.config import parse_config
+from proxy.forkserver import ForkServer
+from proxy.server import SingleProcess, configure_log, serve
+from tlscache.ticket_keys import TicketKeys
 
 from .program import (
     Client,
@@ -33,6 +37,7 @@ from .program import (
     serving,
     wait_for,
 )
+from .test_tunnel import Blackhole
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +261,42 @@ def test_a_hand_over_to_a_program_that_can_not_start_changes_nothing(program: On
     assert get(program.port()).status == 200
     assert program.admin().ask("GET", "/readyz") == "ok\n"
     program.write(before)
+
+
+def test_systemd_hears_of_the_successor_and_of_no_end(origin: HttpOrigin, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        with serving(tmp_path, config(origin.port), NOTIFY_SOCKET=str(tmp_path / "notify")) as program:
+            assert systemd.recv(1000) == f"READY=1\nMAINPID={program.pid}".encode()
+            program.signal(signal.SIGUSR2)
+            successor = program.event("hand_over")["successor"]
+            assert systemd.recv(1000) == f"READY=1\nMAINPID={successor}".encode()
+            assert systemd.recv(1000) == f"MAINPID={successor}".encode()
+            assert program.wait() == 0
+            os.kill(successor, signal.SIGTERM)
+            assert systemd.recv(1000) == b"STOPPING=1"
+
+
+def test_told_to_stop_while_it_hands_over_the_service_stops(origin: HttpOrigin, tmp_path: Path) -> None:
+    with Blackhole() as slow, serving(tmp_path, config(origin.port)) as program:
+        program.write(config(slow.port))  # whose pool gets warm late, if at all
+        program.signal(signal.SIGUSR2)
+        successor = program.event("hand_over")["successor"]
+        program.event("listening", 2)
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+        wait_for(lambda: not alive(successor), "the successor's end")
+
+
+async def test_process_1_refuses_to_hand_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: list[str] = []
+    log = SimpleNamespace(error=lambda event, **fields: said.append(event))
+    keys = TicketKeys(contexts=1)
+    program = SingleProcess("none", parse_config(config(1)), {}, log, {}, ForkServer(keys, None))
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    await program._hand_over()
+    assert said == ["hand_over_refused"]
 
 
 # Stopping.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -163,7 +164,7 @@ def test_a_file_of_somebody_elses_is_not_removed(kept: Kept, tmp_path: Path) -> 
 def handed(monkeypatch: pytest.MonkeyPatch, sockets: dict[str, socket.socket]) -> dict[str, int]:
     """As a successor sees them: descriptors of its own. Returns their numbers."""
     numbers = {name: os.dup(sock.fileno()) for name, sock in sockets.items()}
-    monkeypatch.setenv(SOCKETS_VARIABLE, ",".join(f"{name}={fd}" for name, fd in numbers.items()))
+    monkeypatch.setenv(SOCKETS_VARIABLE, json.dumps(numbers))
     return numbers
 
 
@@ -212,10 +213,18 @@ def test_a_unix_socket_is_taken_over(kept: Kept, monkeypatch: pytest.MonkeyPatch
     assert kept.open(f"unix:{path}")["web"].fileno() == numbers["web"]
 
 
+def test_any_name_is_handed_over(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    sock = kept.server()
+    extra, _ = environment_for({"a,b=c d": sock}, 42)
+    monkeypatch.setenv(SOCKETS_VARIABLE, extra[SOCKETS_VARIABLE])
+    assert list(listening._handed_over()) == ["a,b=c d"]
+    sock.detach()
+
+
 def test_what_a_successor_is_given(kept: Kept) -> None:
     web, admin = kept.server(), kept.server()
     extra, fds = environment_for({"web": web, ADMIN: admin}, 42)
-    assert extra == {SOCKETS_VARIABLE: f"web={web.fileno()},admin={admin.fileno()}", READY_VARIABLE: "42"}
+    assert extra == {SOCKETS_VARIABLE: json.dumps({"web": web.fileno(), "admin": admin.fileno()}), READY_VARIABLE: "42"}
     assert fds == [web.fileno(), admin.fileno(), 42]
 
 

@@ -215,6 +215,25 @@ def test_workers_hold_nothing_of_the_supervisors(program: Onetrip) -> None:
             pass
 
 
+def test_a_reload_with_more_listeners_than_a_message_takes(program: Onetrip, tmp_path: Path) -> None:
+    whole(program)
+    before = program.path.read_text()
+    names = [f"n{number}" for number in range(300)]
+    more = "".join(f'  - {{name: "{name},too", address: "unix:{tmp_path}/{name}", upstream: app}}\n' for name in names)
+    program.write(before.replace("upstreams:\n", more + "upstreams:\n", 1))
+    assert program.admin().ask("POST", "/reload")["reloaded"]
+    for name in (names[0], names[-1]):
+        for _ in range(8):  # whichever worker takes it
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(WAIT_S)
+                client.connect(str(tmp_path / name))
+                client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+                assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+    program.write(before)
+    assert program.admin().ask("POST", "/reload")["reloaded"]
+    whole(program)
+
+
 def test_a_worker_that_hangs_does_not_stop_the_answers(program: Onetrip) -> None:
     victim = whole(program)[0]
     os.kill(victim, signal.SIGSTOP)

@@ -87,6 +87,35 @@ def test_a_listener_that_wants_certificates_does_not_take_them(connect, serve, a
     assert not connect(client, strict, session=ticket)[0].resumed
 
 
+def client_of(authority, file):
+    mine = authority.issue(file, client=True)
+    return mine.certificate, mine.key
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_connection_that_began_under_one_ca_does_not_end_under_another(
+    authority, other_authority, leaf, tmp_path, shared
+):
+    """Its ticket would be good for the first one."""
+    path = tmp_path / "ca.pem"
+    shutil.copy(authority.path, path)
+    keys = TicketKeys() if shared else None
+    context = ServerContext(ServerSettings((leaf.pair,), client_ca=str(path)), name="edge", ticket_keys=keys)
+    server = TLSEngine(context)
+    certificate, key = client_of(other_authority, "intruder")
+    intruder = TLSEngine(
+        ClientContext(ClientSettings(ca=authority.path, certificate=certificate, key=key)), server_name="localhost"
+    )
+    shutil.copy(other_authority.path, path)
+    assert context.reload_if_changed() is None
+    TLSEngine(context)  # one that begins under the other
+    intruder.start()
+    for _ in range(2):
+        server.receive(intruder.data_to_send())
+        intruder.receive(server.data_to_send())
+    assert server.state is State.FAILED
+
+
 def test_a_connection_that_began_on_a_base_that_is_gone_still_gets_its_certificate(
     authority, other_authority, leaf, tmp_path
 ):
