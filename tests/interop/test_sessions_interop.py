@@ -378,7 +378,8 @@ def test_a_session_key_that_changed_is_a_full_handshake(run, files, tmp_path):
     proxy.fields["key"] = "another key that nobody guesses"
     proxy.configure(good(files))
     proxy.start()
-    assert proxy.opened() == {"full": WARM}
+    assert proxy.opened()["full"] > 0  # the first one; a dial that is late may resume with what that one brought
+    assert proxy.event("rejected") == 0
 
 
 def cold(run, files, directory):
