@@ -113,6 +113,7 @@ class Worker:
                 upstream = self._new_upstream(self.config, route.upstream, replace(model, regions=(region,)))
                 listener = self._new_http_listener(section)
                 listener.access_log = AccessLog("")
+                listener.tls, listener.proxy_protocol = None, False  # requests alone are rehearsed
                 rehearse(listener, upstream, route)
                 return
 

@@ -263,6 +263,19 @@ def test_a_hand_over_to_a_program_that_can_not_start_changes_nothing(program: On
     program.write(before)
 
 
+@pytest.mark.parametrize("kind", ["", "tls", "proxy_protocol: true"])
+def test_a_start_says_nothing_of_clients_that_do_not_exist(origin: HttpOrigin, tmp_path: Path, kind: str) -> None:
+    """The rehearsal's requests are neither handshakes nor PROXY headers, whatever the listener wants."""
+    if kind == "tls":
+        leaf = issue(make_ca(tmp_path), names=["a.test"])
+        kind = f'tls: {{certificates: [{{certificate: "{leaf.certificate}", key: "{leaf.key}"}}]}}'
+    text = config(origin.port)
+    if kind:
+        text = text.replace("upstream: app}", f"upstream: app, {kind}}}", 1)
+    with serving(tmp_path, text) as program:
+        assert [event["event"] for event in program.events] == ["listening", "ready"]
+
+
 def test_systemd_hears_of_the_successor_and_of_no_end(origin: HttpOrigin, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
