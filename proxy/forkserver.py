@@ -39,7 +39,7 @@ KEPT: Final = frozenset(
 OURS: Final = frozenset(("proxy", "routing", "tlscache", "loadtests"))
 
 REQUEST_MAX: Final = 65_536
-FDS_MAX: Final = 253  # SCM_MAX_FD
+FDS_MAX: Final = 253  # in one message: SCM_MAX_FD
 ANSWER_S: Final = 5.0
 _STANDARD: Final = frozenset((0, 1, 2))
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -95,7 +95,9 @@ class ForkServer:
 def start(path: str) -> ForkServer:
     """Start it. Successors run `proxy.server.serve(path, …)` and exit."""
     _open_standard_files()
-    inherited = _open_files()
+    inherited: set[int] = set()  # systemd's sockets, or those of a predecessor
+    with suppress(FileNotFoundError):  # without /proc nobody knows them
+        inherited = open_files()
     keys = TicketKeys()
     stamp = stamp_now()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -151,15 +153,14 @@ def _fork_off() -> bool:
     return True
 
 
-def _open_files() -> list[int]:
-    """Descriptors that came with the process: systemd's sockets, or those of a predecessor."""
-    found = []
-    with suppress(FileNotFoundError):  # without /proc nobody knows them
-        for fd in map(int, os.listdir("/proc/self/fd")):
-            with suppress(OSError):  # the directory's own
-                os.fstat(fd)
-                found.append(fd)
-    return [fd for fd in found if fd not in _STANDARD]
+def open_files() -> set[int]:
+    """This process's descriptors, but for the standard ones."""
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the directory's own
+            os.fstat(fd)
+            found.add(fd)
+    return found - _STANDARD
 
 
 def _serve(first: socket.socket, stamp: Stamp) -> socket.socket:

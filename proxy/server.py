@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -79,27 +80,30 @@ def tune_process() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 23)
 
 
-class Program:
-    """What one process and a supervisor have in common: the config's life, admin, signals, the end.
-
-    `contexts` are the TLS listeners'; `fork_server` has the ticket keys, and forks a successor that has them too.
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a program begins with. `contexts` are the TLS listeners'; `fork_server` has the ticket keys, and forks a
+    successor that has them too.
     """
 
-    def __init__(
-        self,
-        path: str,
-        config: Config,
-        sockets: dict[str, socket.socket],
-        log: Any,
-        contexts: dict[str, ServerContext],
-        fork_server: ForkServer,
-    ) -> None:
-        self.path = path
-        self.config = config
-        self.sockets = sockets
-        self.log = log
-        self.contexts = contexts
-        self.fork_server = fork_server
+    path: str
+    config: Config
+    sockets: dict[str, socket.socket]
+    log: Any
+    contexts: dict[str, ServerContext]
+    fork_server: ForkServer
+
+
+class Program:
+    """What one process and a supervisor have in common: the config's life, admin, signals, the end."""
+
+    def __init__(self, beginning: Beginning) -> None:
+        self.path = beginning.path
+        self.config = beginning.config
+        self.sockets = beginning.sockets
+        self.log = beginning.log
+        self.contexts = beginning.contexts
+        self.fork_server = beginning.fork_server
         self.stopping = False
         self._handing_over = False
         self.exit_code = EXIT_OK
@@ -279,9 +283,6 @@ class Program:
         self.admin.listener.stop_accepting()
         self._done.set()
 
-    def _is_stopping(self) -> bool:
-        return self.stopping
-
     async def _hand_over(self) -> None:
         """SIGUSR2: the new program gets our sockets and sessions; once it is ready, we drain."""
         if self.stopping or self._handing_over:
@@ -300,10 +301,14 @@ class Program:
                 await self.reclaim_sessions()
         finally:
             self._handing_over = False
-        if pid and self._is_stopping():  # told to meanwhile, and that goes for the service
-            end_successor(pid)
-        elif pid:
-            listening.notify_systemd(f"MAINPID={pid}")
+        if pid:
+            await self._give_way(pid)
+
+    async def _give_way(self, successor: int) -> None:
+        if self.stopping:  # told to meanwhile, and that goes for the service
+            end_successor(successor)
+        else:
+            listening.notify_systemd(f"MAINPID={successor}")
             await self.drain(replaced=True)
 
 
@@ -377,14 +382,13 @@ def serve(path: str, fork_server: ForkServer | None = None) -> int:
         return EXIT_FAILED
     if not contexts:
         fork_server.dismiss("no listener had TLS when this program started")
-    workers = worker_count(config)
-    if workers == 1:
-        program = SingleProcess(path, config, sockets, log, contexts, fork_server)
+    beginning = Beginning(path, config, sockets, log, contexts, fork_server)
+    if worker_count(config) == 1:
         try:
-            return uvloop.run(program.run())
+            return uvloop.run(SingleProcess(beginning).run())
         except OSError as error:  # while starting: the access log can't be opened, say
             print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
             return EXIT_FAILED
     from .supervisor import Supervisor  # noqa: PLC0415 - only where there are several workers
 
-    return asyncio.run(Supervisor(path, config, sockets, log, contexts, fork_server, workers).run())
+    return asyncio.run(Supervisor(beginning).run())

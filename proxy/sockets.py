@@ -15,6 +15,8 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from .forkserver import FDS_MAX
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -26,7 +28,6 @@ ADMIN: Final = "admin"
 BACKLOG: Final = 4096
 FAST_OPEN_QUEUE: Final = 1024
 _LISTEN_FDS_START: Final = 3
-_FDS_MAX: Final = 250  # in one message; SCM_MAX_FD is 253
 _NAMES_MAX: Final = 2**20
 
 
@@ -152,11 +153,11 @@ def environment_for(sockets: dict[str, socket.socket], ready_fd: int) -> tuple[d
 
 
 def pass_on(channel: socket.socket, sockets: dict[str, socket.socket]) -> bool:
-    """Send listening sockets to a worker (a datagram for each `_FDS_MAX`). False: it does not take them."""
+    """Send listening sockets to a worker (a datagram for each `FDS_MAX`). False: it does not take them."""
     items = list(sockets.items())
     try:
-        for start in range(0, len(items), _FDS_MAX):
-            names, socks = zip(*items[start : start + _FDS_MAX], strict=True)
+        for start in range(0, len(items), FDS_MAX):
+            names, socks = zip(*items[start : start + FDS_MAX], strict=True)
             socket.send_fds(channel, [json.dumps(names).encode()], [sock.fileno() for sock in socks])
     except OSError:
         return False
@@ -167,7 +168,7 @@ def take_over(channel: socket.socket, count: int) -> dict[str, socket.socket]:
     """Receive so many of them. Raises OSError."""
     found: dict[str, socket.socket] = {}
     while len(found) < count:
-        names, fds, _, _ = socket.recv_fds(channel, _NAMES_MAX, _FDS_MAX)
+        names, fds, _, _ = socket.recv_fds(channel, _NAMES_MAX, FDS_MAX)
         found |= {name: _adopt(fd) for name, fd in zip(json.loads(names), fds, strict=True)}
     return found
 

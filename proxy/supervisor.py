@@ -25,7 +25,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import uvloop
 
@@ -35,14 +35,10 @@ from . import forward
 from . import sockets as listening
 from .backend import answer
 from .config import Config
-from .server import EXIT_FAILED, EXIT_OK, Program, tune_process
+from .forkserver import open_files
+from .server import EXIT_FAILED, EXIT_OK, Beginning, Program, tune_process
 from .upstream import client_settings
-from .worker import Worker, server_contexts
-
-if TYPE_CHECKING:
-    from tlscache.context import ServerContext
-
-    from .forkserver import ForkServer
+from .worker import Worker, server_contexts, worker_count
 
 ASK_TIMEOUT_S: Final = 2.0
 RELOAD_TIMEOUT_S: Final = 30.0
@@ -50,7 +46,6 @@ PASS_TIMEOUT_S: Final = 5.0
 LINE_MAX: Final = 16 * 1024 * 1024
 RESTART_BACKOFF_S: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 QUICK_DEATH_S: Final = 5.0
-_STANDARD: Final = (0, 1, 2)
 
 
 @dataclass(slots=True)
@@ -103,18 +98,9 @@ class Child:
 class Supervisor(Program):
     """`workers: N`."""
 
-    def __init__(
-        self,
-        path: str,
-        config: Config,
-        sockets: dict[str, socket.socket],
-        log: Any,
-        contexts: dict[str, ServerContext],
-        fork_server: ForkServer,
-        workers: int,
-    ) -> None:
-        super().__init__(path, config, sockets, log, contexts, fork_server)
-        self.workers = workers
+    def __init__(self, beginning: Beginning) -> None:
+        super().__init__(beginning)
+        self.workers = worker_count(beginning.config)
         self._children: dict[int, Child] = {}
         self._restarts = 0
         self._quick_deaths = 0
@@ -381,10 +367,6 @@ def _leave_supervisor(kept: set[int]) -> None:
     for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd not in kept and fd not in _STANDARD and fd != nothing:
-            with suppress(OSError):  # the directory's own
-                os.fstat(fd)
-                os.dup2(nothing, fd, inheritable=False)
+    for fd in open_files() - kept - {nothing}:
+        os.dup2(nothing, fd, inheritable=False)
     os.close(nothing)

@@ -173,10 +173,8 @@ class ClientContext:
         lib.SSL_CTX_set_cert_cb(context, self._callbacks[0], ffi.NULL)
         if settings.alpn:
             protocols = alpn_bytes(settings.alpn)
-            failed = lib.SSL_CTX_set_alpn_protos(
-                context, protocols, len(protocols)
-            )  # 0 is success, alone among its kin
-            if failed:
+            # 0 is success, alone among its kin.
+            if lib.SSL_CTX_set_alpn_protos(context, protocols, len(protocols)) != 0:
                 raise ContextError("", f"OpenSSL refuses the ALPN list {settings.alpn}")
         self.handle = context
         self.warnings = (identity.warning,) if identity is not None and identity.warning else ()

@@ -20,7 +20,7 @@ from proxy.access_log import AccessRecord
 from proxy.ask import AdminError
 from proxy.config import parse_config
 from proxy.forkserver import ForkServer
-from proxy.server import SingleProcess, configure_log, serve
+from proxy.server import Beginning, SingleProcess, configure_log, serve
 from tlscache.ticket_keys import TicketKeys
 
 from .program import (
@@ -306,7 +306,7 @@ async def test_process_1_refuses_to_hand_over(monkeypatch: pytest.MonkeyPatch, t
     said: list[str] = []
     log = SimpleNamespace(error=lambda event, **fields: said.append(event))
     keys = TicketKeys(contexts=1)
-    program = SingleProcess("none", parse_config(config(1)), {}, log, {}, ForkServer(keys, None))
+    program = SingleProcess(Beginning("none", parse_config(config(1)), {}, log, {}, ForkServer(keys, None)))
     monkeypatch.setattr(os, "getpid", lambda: 1)
     await program._hand_over()
     assert said == ["hand_over_refused"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 
@@ -22,16 +23,13 @@ CANCEL = 8
 GET = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"a.test")]
 
 
-async def test_websocket_that_the_origin_closes(pair: Pair) -> None:
-    """TLS: its close_notify is the end for the client, whether or not the origin lets go of the TCP connection."""
+async def websocket_that_ends(pair: Pair, hang_up: Callable[[Any], Awaitable[None]]) -> None:
+    """The origin says something and hangs up; the client hears both."""
 
     async def handler(got: Any) -> None:
         await got.accept_websocket()
         await got.send(b"bye")
-        if pair.up == "h1":
-            got.peer.writer.close()
-        else:
-            await got.end()
+        await hang_up(got)
 
     pair.origin.handler = handler
     client = await pair.client()
@@ -40,6 +38,18 @@ async def test_websocket_that_the_origin_closes(pair: Pair) -> None:
     await call.until(lambda: call.ended)
     if pair.down == "h2":
         await call.reset(CANCEL)
+
+
+async def test_websocket_that_the_origin_closes(pair: Pair) -> None:
+    """TLS: its close_notify is the end for the client, whether or not the origin lets go of the TCP connection."""
+
+    async def hang_up(got: Any) -> None:
+        if pair.up == "h1":
+            got.peer.writer.close()
+        else:
+            await got.end()
+
+    await websocket_that_ends(pair, hang_up)
 
 
 async def test_websocket_that_the_origin_closes_without_close_notify(pair: Pair) -> None:
@@ -47,18 +57,10 @@ async def test_websocket_that_the_origin_closes_without_close_notify(pair: Pair)
     if not pair.tls or pair.up != "h1":
         pytest.skip("only with TLS")
 
-    async def handler(got: Any) -> None:
-        await got.accept_websocket()
-        await got.send(b"bye")
+    async def hang_up(got: Any) -> None:
         got.peer.writer.transport.abort()
 
-    pair.origin.handler = handler
-    client = await pair.client()
-    call = await client.websocket()
-    assert await call.some(3) == b"bye"
-    await call.until(lambda: call.ended)
-    if pair.down == "h2":
-        await call.reset(CANCEL)
+    await websocket_that_ends(pair, hang_up)
 
 
 async def test_client_that_waits_for_the_answer_to_its_close_notify(pair: Pair) -> None:
