@@ -236,6 +236,7 @@ class Balancer(Ledger):
         """An operator's drain, until then or until `undrain`. KeyError: no such region."""
         state = self._region(region)
         change = state.health.drain(now, until)
+        state.forget_probes()
         self.refresh_table(now, 0.0)
         return change
 

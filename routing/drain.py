@@ -16,8 +16,9 @@ SUSPECT → DRAINED   2 × `after` bad events in a row; or no answer for `SUSPEC
                     attempts bad for as long; or bytes unacknowledged for `UNANSWERED_DRAIN_S`; or no endpoint passes
                     its checks. Only while the cap allows it (`max_drained`, the caller's to say).
 DRAINED → PROBING   after the hold: `hold` × 2^flaps, jittered, `HOLD_MAX_S` at most.
-PROBING → RAMPING   when the last `PROBES` probes were good. Good probes during the hold count; a failed one only
-                    starts the count anew. Where nobody probes, after `PATIENCE_S`.
+PROBING → RAMPING   when the last `PROBES` probes of half of the endpoints in use were good. Good probes during the
+                    hold count; a failed one only starts its endpoint's count anew, and what is ejected counts for
+                    nothing. Where nobody probes, after `PATIENCE_S`.
 RAMPING → HEALTHY   after `ramp` seconds, the admission growing linearly.
 RAMPING → DRAINED   on what would make a healthy region suspect; that is a flap, and it doubles the next hold.
                     `FORGET` holds of health forget the flaps.
@@ -160,9 +161,11 @@ class RegionHealth:
         if seconds > 4 * rtt and now - seconds >= self._last_good:
             self._unanswered = max(self._unanswered, seconds)
 
-    def probe(self, ok: bool) -> None:
-        """A probe (a check, a dial, a PING) ended."""
-        self.probes_good = self.probes_good + 1 if ok else 0
+    def probe(self, row: int) -> None:
+        """A probe (a check, a dial, a PING) ended. `row`: the good ones in a row that the better half of the endpoints
+        in use has had, each counted by itself.
+        """
+        self.probes_good = row
         self._probed = True
 
     # The machine.

@@ -9,6 +9,7 @@
 | lost to an attempt that took longer | at least this slow | nothing: it only started later |
 | lost before it was due | nothing | nothing: the other was quicker |
 | the client left | at least this slow, once it was late | nothing |
+| any of these, while it is ejected and others are not | as above | nothing |
 | neutral: what the client (its limits, pace, head) or the proxy (descriptors, ports, pool) caused | nothing | nothing |
 
 Only OK endings give latencies: a failure never makes an endpoint look near, whatever it took.
@@ -52,6 +53,8 @@ def charge(
         if outcome is Outcome.CANCELLED or elapsed < winner:
             region.hedge_service += (service - region.hedge_service) * HEDGE_ALPHA
             return ""
+        if not ep.speaks_for_region:
+            return ""
         region.counts.current.lost += 1
         _learn_excess(region, elapsed - region.expected)
         ep.outlier.lose(now)
@@ -59,7 +62,10 @@ def charge(
     if retry_after > 0.0:
         ep.not_before = max(ep.not_before, now + min(retry_after, RETRY_AFTER_MAX_S))
     ep.service.observe_at_least(now, FAILED_SERVICE_S)
-    ep.outlier.fail(now, handshake=outcome in _HANDSHAKES, retry_after=retry_after)
+    handshake, tls = outcome in _HANDSHAKES, outcome is Outcome.HANDSHAKE_FAILED
+    ep.outlier.fail(now, handshake=handshake, tls=tls, retry_after=retry_after)
+    if not ep.speaks_for_region:
+        return ""
     if outcome is not Outcome.ERROR_STATUS:
         _count_failure(region, elapsed)
         return str(outcome.value)

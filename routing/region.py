@@ -198,6 +198,21 @@ class RegionState:
         self.stranded = not usable
         self.usable = usable or list(self.endpoints)
 
+    @property
+    def probes_row(self) -> int:
+        """Good probes in a row at the better half of the endpoints in use. A dead one is ejected and not asked; one
+        that answers now and then holds nobody up.
+        """
+        if self.stranded:
+            return 0
+        rows = sorted((endpoint.outlier.probes_good for endpoint in self.usable), reverse=True)
+        return rows[(len(rows) - 1) // 2]
+
+    def forget_probes(self) -> None:
+        """It was drained: what was good before says nothing."""
+        for endpoint in self.endpoints:
+            endpoint.outlier.probes_good = 0
+
     def quiet(self, now: float) -> bool:
         """Whether answers stopped coming: requests are open, and four times the usual gap has passed."""
         since = now - max(self.last_good, self.busy_since + self.expected)
