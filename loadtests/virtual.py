@@ -150,6 +150,7 @@ class Record:
     status: int
     region: str
     attempts: int
+    first: str  # the region of the first try; "": there was none
 
 
 class Proxy:
@@ -163,7 +164,7 @@ class Proxy:
         self.records: list[Record] = []
         self.changes: list[tuple[float, Change]] = []
         self.hedges = self.retries = self.requests = self.attempts = 0
-        self.open: set[Request] = set()
+        self.open: dict[Request, None] = {}  # in the order of their arrival, or no two runs would be the same
         self.hedge_after: float | None = None  # a fixed delay in place of the policy's
         self._unacknowledged: dict[EndpointState, float] = {}
         for endpoint in self.balancer.endpoints:
@@ -286,7 +287,7 @@ class Request:
         if endpoint is None:
             self._finish(503, "")
             return
-        self.proxy.open.add(self)
+        self.proxy.open[self] = None
         self._try(endpoint)
         delay = self.proxy.hedge_after
         if delay is None and self.safe:
@@ -357,9 +358,10 @@ class Request:
 
     def _finish(self, status: int, region: str, winner: float = 0.0) -> None:
         self.done = True
-        self.proxy.open.discard(self)
+        self.proxy.open.pop(self, None)
         for attempt in self.attempts:
             if attempt.open:
                 attempt.close(Outcome.HEDGE_LOST, winner=winner)
         latency = self.proxy.clock.now - self.start
-        self.proxy.records.append(Record(self.start, latency, status, region, len(self.attempts)))
+        first = self.attempts[0].endpoint.region.name if self.attempts else ""
+        self.proxy.records.append(Record(self.start, latency, status, region, len(self.attempts), first))

@@ -64,3 +64,15 @@ class World:
         for _ in range(count):
             self.now += 0.03
             self.end(self.endpoint(name), Outcome.HEDGE_LOST, 0.2)
+
+
+def tries(world: World, count: int, warm_only: bool = False) -> list[EndpointState]:
+    """The endpoints of one request whose every try is reset."""
+    found = world.balancer.pick(world.now)
+    tried: list[EndpointState] = []
+    while found is not None and len(tried) < count:
+        tried.append(found)
+        world.now += 0.03
+        world.end(found, Outcome.RESET)
+        found = world.balancer.pick_alternate(world.now, tried, warm_only)
+    return tried
