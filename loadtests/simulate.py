@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import figures
 from .fleets import fleet, spike, storm
+from .mixtures import long_polls, unequal
 from .policies import RULES, choice, tail_at_scale
 from .virtual import Clock, Proxy, Record, Site
 from .worlds import NEAR, RTTS, Result, between, quantile, shares_of, summary, upstream, world
@@ -184,12 +185,14 @@ SCENARIOS: Final[dict[str, Callable[..., Result]]] = {
     "fleet": fleet,
     "storm": storm,
     "spike": spike,
+    "unequal": unequal,
+    "longpolls": long_polls,
     "tail": lambda **settings: {"rows": tail_at_scale(**settings)},
     "choice": choices,
 }
 
 
-ON_PATHS: Final = frozenset(SCENARIOS) - {"tail", "choice"}
+ON_PATHS: Final = frozenset(SCENARIOS) - {"tail", "choice", "unequal"}
 """Those with three regions at some distance."""
 
 

@@ -6,6 +6,7 @@
 | 503 | a failure; no second attempts until its `retry-after` | bad, and a little less headroom: it is full |
 | another 5xx | a failure: one that does nothing else is an outlier | an answer: it is the application's error |
 | lost to a hedge after it was due | at least this slow | bad, and one for the tail |
+| lost to a hedge within a second, before the region has shown what is usual | as above | nothing: hedges wait longer |
 | lost to an attempt that took longer | at least this slow | nothing: it only started later |
 | lost before it was due | nothing | nothing: the other was quicker |
 | the client left | at least this slow, once it was late | nothing |
@@ -20,7 +21,7 @@ from __future__ import annotations
 from typing import Final
 
 from .outlier import RETRY_AFTER_MAX_S
-from .region import RegionState
+from .region import UNKNOWN_S, RegionState
 from .retry import RETRYABLE_STATUSES
 from .state import EndpointState, Outcome
 
@@ -54,6 +55,9 @@ def charge(
             region.hedge_service += (service - region.hedge_service) * HEDGE_ALPHA
             return ""
         if not ep.speaks_for_region:
+            return ""
+        if not region.usual and elapsed < UNKNOWN_S:
+            region.be_patient(service)
             return ""
         region.counts.current.lost += 1
         _learn_excess(region, elapsed - region.expected)

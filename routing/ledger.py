@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from .choice import name_key
-from .drain import Change, DrainState
+from .drain import LATE, Change, DrainState
 from .evidence import ALPHA, HEDGE_ALPHA, charge
 from .latency import bucket_of
 from .outlier import OutlierState
@@ -202,18 +202,26 @@ class Ledger:
         """Let the region's state machine move; a change takes effect at once."""
         out = sum(other.health.out for other in self.regions if other is not region)
         may_drain = out + 1 <= self.upstream.drain.max_drained * len(self.regions)
-        if region.state is DrainState.PROBING:  # endpoints come and go without a probe
+        if region.health.out:  # endpoints come and go without a probe
             region.health.probes_good = region.probes_row
         change = region.health.tick(now, may_drain, self._random())
+        if change is None and region.health.out and self._nothing_left(now):
+            change = region.health.release(now)
         if change is None and region.stranded:
             change = region.health.no_endpoints(now, may_drain, self._random())
         if change is not None:
             if change.after is DrainState.RAMPING:
                 region.forget_tail(now)
+                if region.health.flaps and region.health.cause == LATE:
+                    region.forget_usual()
             elif change.after is DrainState.DRAINED:
                 region.forget_probes()
             self.changes.append(change)
             self.refresh_table(now, 0.0)
+
+    def _nothing_left(self, now: float) -> bool:
+        """Whether every region that takes requests is kept in by the cap alone."""
+        return all(region.health.kept_in for region in self.regions if region.admission(now) > 0.0)
 
 
 def _all_out_of_reach(ep: EndpointState) -> bool:

@@ -55,6 +55,7 @@ def test_a_hedge_leaves_what_looks_dead_whatever_the_distance(rtts: dict[str, fl
 
 def test_a_drained_region_is_tried_before_anybody_gets_an_error() -> None:
     world = World(region("us"), region("eu"), rtts=DISTANCES[1])
+    world.show("us")
     world.lose("us", 8)
     assert world.region("us").state is DrainState.DRAINED
     assert [endpoint.region.name for endpoint in tries(world, 2)] == ["eu", "us"]
@@ -62,6 +63,7 @@ def test_a_drained_region_is_tried_before_anybody_gets_an_error() -> None:
 
 def test_a_region_in_use_and_a_standby_come_before_a_drained_one() -> None:
     world = World(region("us"), region("eu"), region("ap"), region("sa", standby=True), drain=Drain(max_drained=0.25))
+    world.show("us")
     world.lose("us", 8)
     assert [endpoint.region.name for endpoint in tries(world, 4)] == ["eu", "ap", "sa", "us"]
 
@@ -77,6 +79,7 @@ def test_an_operators_drain_is_the_very_last() -> None:
 
 def test_when_those_in_use_are_full_a_drained_region_takes_the_rest_but_not_an_operators() -> None:
     world = World(region("us", max_in_flight=1), region("eu"))
+    world.show("eu")
     world.lose("eu", 8)
     world.balancer.begin(world.endpoint("us"), world.now)
     assert world.balancer.pick(world.now) is world.endpoint("eu")

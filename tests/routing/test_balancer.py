@@ -367,7 +367,7 @@ def test_budgets_of_routes_are_kept_by_their_settings() -> None:
 
 def test_max_drained_keeps_half_of_the_regions_in() -> None:
     world = World(region("us"), region("eu"))
-    world.serve(100)
+    world.show("us", "eu")
     world.lose("us", 10)
     world.lose("eu", 30)
     states = {found.name: found.state for found in world.balancer.regions}
@@ -377,6 +377,7 @@ def test_max_drained_keeps_half_of_the_regions_in() -> None:
 
 def test_a_single_region_is_never_drained_by_evidence() -> None:
     world = World(region("us"))
+    world.show("us")
     world.lose("us", 50)
     world.wait(2.0)
     assert world.endpoint("us").region.state is DrainState.SUSPECT
@@ -385,6 +386,7 @@ def test_a_single_region_is_never_drained_by_evidence() -> None:
 
 def test_when_all_are_out_the_least_bad_takes_it() -> None:
     world = World(drain=Drain(max_drained=1.0))
+    world.show(*RTTS)
     for name in RTTS:
         world.lose(name, 8)
     assert {found.state for found in world.balancer.regions} == {DrainState.DRAINED}

@@ -162,3 +162,78 @@ def test_tcp_alone_does_not_make_up_for_failing_tls() -> None:
         world.balancer.observe_connect(world.endpoint("us"), world.now, False, 0.0, "tls")
     world.wait(0.1)
     assert world.endpoint("us").outlier.state is OutlierState.EJECTED
+
+
+def lose(world: World, name: str, count: int, elapsed: float) -> None:
+    for _ in range(count):
+        world.wait(0.1)
+        world.end(world.endpoint(name), Outcome.HEDGE_LOST, elapsed)
+
+
+def test_hedges_lost_before_a_region_showed_what_it_is_are_no_evidence_and_buy_it_time() -> None:
+    world = World(region("us"), region("eu"), rtts={"us": 0.0005, "eu": 0.0005})
+    before = world.balancer.hedge_delay(world.now, world.endpoint("us"))
+    assert before is not None
+    lose(world, "us", 3, before + 0.001)
+    after = world.balancer.hedge_delay(world.now, world.endpoint("us"))
+    assert after is not None
+    assert after > 2 * before
+    lose(world, "us", 20, 0.9)
+    us = world.region("us")
+    assert (us.state, us.health.streak, us.excess, us.endpoints[0].outlier.losses) == (HEALTHY, 0, 0.0, 0)
+
+
+def test_a_region_that_never_answers_is_drained_all_the_same() -> None:
+    world = World(region("us"), region("eu"))
+    lose(world, "us", 6, 1.1)
+    assert world.region("us").state is DRAINED
+
+
+def test_its_own_answers_say_what_is_usual_and_hedges_lost_past_them_count() -> None:
+    world = World(region("us"), region("eu"))
+    for _ in range(20):
+        world.wait(0.5)
+        world.end(world.endpoint("us"), elapsed=0.160)
+    lose(world, "us", 10, 0.150)
+    assert world.region("us").state is HEALTHY
+    lose(world, "us", 6, 0.400)
+    assert world.region("us").state is DRAINED
+
+
+def test_one_slow_answer_of_few_is_not_usual() -> None:
+    world = World(region("us"), region("eu"))
+    for step in range(8):
+        world.wait(1.0)
+        world.end(world.endpoint("us"), elapsed=2.0 if step == 4 else 0.061)
+    delay = world.balancer.hedge_delay(world.now, world.endpoint("us"))
+    assert delay is not None
+    assert delay < 0.1
+
+
+def test_what_is_left_failing_ends_the_hold_of_a_region_whose_probes_are_good() -> None:
+    world = World(region("us"), region("eu"))
+    world.serve(100)
+    world.lose("us", 8)
+    world.wait(0.5)
+    for _ in range(30):
+        world.now += 0.03
+        world.end(world.endpoint("eu"), Outcome.RESET)
+    assert (world.region("us").state, world.region("eu").state) == (DRAINED, SUSPECT)
+    probe(world, 5.0, [world.endpoint("eu")])
+    assert world.region("us").state is RAMPING
+    assert world.serve(50)["us"] == 50
+
+
+@pytest.mark.parametrize("why", ["an operator's", "somebody is well", "its probes fail"])
+def test_a_hold_lasts_otherwise(why: str) -> None:
+    world = World(region("us"), region("eu"), *([region("ap")] if why == "somebody is well" else []))
+    world.serve(100)
+    if why == "an operator's":
+        world.balancer.drain("us", world.now, None)
+    else:
+        world.lose("us", 8)
+    for _ in range(30):
+        world.now += 0.03
+        world.end(world.endpoint("eu"), Outcome.RESET)
+    probe(world, 5.0, [world.endpoint("eu"), *([world.endpoint("us")] if why == "its probes fail" else [])])
+    assert world.region("us").state is DRAINED
