@@ -81,6 +81,11 @@ class EndpointState:
         return load
 
     @property
+    def speaks_for_region(self) -> bool:
+        """Whether what goes wrong here says anything about the region: not once it is ejected, unless all are."""
+        return self.outlier.state is not OutlierState.EJECTED or self.region.stranded
+
+    @property
     def ejected_until(self) -> float:
         """When its ejection ends at the earliest; 0.0 while it is in use."""
         return self.outlier.until if self.outlier.state is OutlierState.EJECTED else 0.0
