@@ -16,6 +16,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from proxy.http.semantics import decimal
+
 V1_BYTES_MAX: Final = 107
 V2_BYTES_MAX: Final = 16 + 4096
 
@@ -145,9 +147,10 @@ def _ip(family: bytes, word: bytes) -> str:
 
 
 def _port(word: bytes) -> int:
-    if not word.isdigit() or len(word) > 5 or int(word) > 65535 or (len(word) > 1 and word[0] == 0x30):
+    port = decimal(word, 5)
+    if port is None or port > 65535 or (len(word) > 1 and word[0] == 0x30):
         raise _Fault(f"invalid port {word!r}")
-    return int(word)
+    return port
 
 
 def _parse_v2(header: bytes) -> ProxyHeader:

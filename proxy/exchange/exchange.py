@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, cast
 from proxy.errors import CLIENT_CLOSED_REQUEST, Kind, ProxyError, Source
 from proxy.http.grpc import call_status, error_trailers, is_call, timeout_s
 from proxy.http.message import ResponseHead
+from proxy.http.semantics import decimal
 from proxy.http.stream import StreamHandler
 from routing.balancer import Outcome
 
@@ -764,5 +765,5 @@ class Exchange(StreamHandler):
 
 
 def _retry_after(head: ResponseHead) -> float | None:
-    value = head.known.get(b"retry-after")
-    return min(float(value), 300.0) if value is not None and value.isdigit() and len(value) < 6 else None
+    seconds = decimal(head.known.get(b"retry-after", b""), 5)
+    return float(min(seconds, 300)) if seconds is not None else None

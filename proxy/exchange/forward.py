@@ -11,6 +11,7 @@ from os import urandom
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.errors import Kind, ProxyError
+from proxy.http.semantics import decimal
 
 if TYPE_CHECKING:
     from proxy.http.message import Field, RequestHead
@@ -136,9 +137,8 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
     fields.append((b"traceparent", traceparent))
     forwards = known.get(b"max-forwards")
     if forwards is not None:
-        counted = forwards.isdigit() and len(forwards) < 10 and head.method in (b"OPTIONS", b"TRACE")
-        hops = int(forwards) - 1 if counted else None
-        fields.append((b"max-forwards", forwards if hops is None else b"%d" % max(0, hops)))
+        hops = decimal(forwards, 9) if head.method in (b"OPTIONS", b"TRACE") else None
+        fields.append((b"max-forwards", forwards if hops is None else b"%d" % max(0, hops - 1)))
     if hop.trusted and known.get(b"early-data") == b"1":
         fields.append((b"early-data", b"1"))
     head.fields = fields

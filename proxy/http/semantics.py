@@ -98,6 +98,7 @@ BODYLESS_STATUSES: Final = frozenset((204, 304))
 CONTENT_LENGTH_MAX: Final = 2**63 - 1
 
 _TOKEN_OCTETS: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_HEXADECIMAL_OCTETS: Final = b"0123456789ABCDEFabcdef"
 _VALUE_CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _REG_NAME: Final = re.compile(
     rb"(?P<host>[A-Za-z0-9._~-]{1,255}|\[(?P<v6>[0-9A-Fa-f:.]{2,45})\])(?::(?P<port>[0-9]{0,5}))?"
@@ -135,17 +136,28 @@ def validate_fields(fields: Fields) -> str | None:
     return None
 
 
+def decimal(value: bytes, digits_max: int) -> int | None:
+    """A peer's number of 1 to `digits_max` ASCII digits (RFC 5234's DIGIT); None where it is anything else.
+
+    This and `hexadecimal` are the only ways to read one: `int()` alone takes "+5", "5_0", " 5" and "0x5", too.
+    """
+    return int(value) if value.isdigit() and len(value) <= digits_max else None  # bytes.isdigit: ASCII only
+
+
+def hexadecimal(value: bytes, digits_max: int) -> int | None:
+    """A peer's number of 1 to `digits_max` hexadecimal digits (RFC 5234's HEXDIG, either case), or None."""
+    if not value or len(value) > digits_max or value.translate(None, _HEXADECIMAL_OCTETS):
+        return None
+    return int(value, 16)
+
+
 def content_length(value: bytes) -> int | None:
     """A body's length, or None where it is not exactly one decimal number up to 2^63-1 (RFC 9110 section 8.6).
 
     Lists of one repeated number are refused as well, which section 8.6 allows.
     """
-    if (
-        not value.isdigit() or len(value) > 19
-    ):  # isdigit: ASCII digits and nothing else; int() alone would take "+5", "5_0", " 5"
-        return None
-    length = int(value)
-    return length if length <= CONTENT_LENGTH_MAX else None
+    length = decimal(value, 19)
+    return length if length is not None and length <= CONTENT_LENGTH_MAX else None
 
 
 def authority(value: bytes) -> bytes | None:
@@ -163,7 +175,7 @@ def authority(value: bytes) -> bytes | None:
         except ValueError:
             return None
     port = match["port"]
-    if port and int(port) > 65535:
+    if port and (decimal(port, 5) or 0) > 65535:
         return None
     return value[:-1] if port == b"" else value
 

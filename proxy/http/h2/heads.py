@@ -204,9 +204,9 @@ def parse_response(fields: Fields) -> ResponseHead | str:
     """A response's head, or what is malformed. `content_length` is None where no field gave it."""
     if not fields or fields[0][0] != b":status":
         return "no :status first"
-    status = fields[0][1]
-    if len(status) != 3 or not status.isdigit() or status < b"100":
-        return f"invalid :status {quoted(status)}"
+    status = semantics.decimal(fields[0][1], 3)
+    if status is None or status < 100:
+        return f"invalid :status {quoted(fields[0][1])}"
     fields = fields[1:]
     fault = _bad_value(fields)
     if fault is not None:
@@ -233,7 +233,7 @@ def parse_response(fields: Fields) -> ResponseHead | str:
                 return f"invalid content-length {quoted(value)}"
         elif kind == _FORBIDDEN:
             return f"connection-specific field {quoted(name)}"
-    return ResponseHead(int(status), kept, known, content_length=length, version=b"2")
+    return ResponseHead(status, kept, known, content_length=length, version=b"2")
 
 
 def copy_response(head: ResponseHead) -> ResponseHead:
