@@ -32,8 +32,10 @@ _REWRITTEN: Final = frozenset(
 )
 _TRACEPARENT: Final = re.compile(
     rb"(?:00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-    rb"|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?)\Z"
+    rb"|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[0-9A-Za-z_.-]{0,128})?)\Z"
 )
+"""Version 00 has exactly these 55 octets. What a higher one may add behind another dash is not known yet, and kept
+where it is as plain as the rest: a JSON line can hold it as it stands."""
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,200}\Z")
 _VIA_MEMBER: Final = re.compile(rb"[ \t]*[^ \t,]+[ \t]+([^ \t,(]+)")
 
