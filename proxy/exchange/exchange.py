@@ -178,7 +178,6 @@ class Exchange(StreamHandler):
         listener = self.listener
         listener.counters.in_flight += 1
         self.path = request.target
-        route = listener.table.match(request.authority, request.target, request.method, request.fields)
         method = request.method
         if not end:
             self.bodyless = False
@@ -200,6 +199,7 @@ class Exchange(StreamHandler):
         self.request_id, self.traceparent = cast("tuple[bytes, bytes]", ids)
         if request.early and (b"early-data", b"1") not in request.fields:
             request.fields.append((b"early-data", b"1"))
+        route = listener.table.match(request.authority, request.target, method, request.fields)
         if route is None:
             self.refuse(listener.no_route(request))
             return

@@ -1,7 +1,8 @@
 """What a forwarded request says of its way: `x-forwarded-*`, `via`, `x-request-id`, `traceparent` (RFC 9110 section
 7.6.3, W3C Trace Context).
 
-From a trusted peer, what it said is kept and added to; anybody else's claims are replaced.
+From a trusted peer, what it said is kept and added to; anybody else's claims are removed (`http.claims`). Routes are
+matched after that: a claim chooses no route.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from os import urandom
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.errors import Kind, ProxyError
+from proxy.http.claims import CLAIMED, is_claim
 from proxy.http.semantics import decimal
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _REWRITTEN: Final = frozenset(
     (
+        CLAIMED,
         b"via",
         b"x-forwarded-for",
         b"x-forwarded-proto",
@@ -130,6 +133,8 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
         proto = known.get(b"x-forwarded-proto") or proto
         host = known.get(b"x-forwarded-host") or host
     received: list[Any] = head.fields  # Any: compiled code would rebuild tuples, and HTTP/2 marks some by their type
+    if CLAIMED in known and not hop.trusted:
+        received = [field for field in received if not is_claim(field[0])]
     fields = [field for field in received if field[0] not in _REWRITTEN]
     fields.append((b"x-forwarded-for", peers))
     fields.append((b"x-forwarded-proto", proto))

@@ -8,6 +8,8 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, Final
 
+from .claims import is_claim
+
 if TYPE_CHECKING:
     from .message import Fields
 
@@ -26,16 +28,17 @@ UNDERSCORE_TWINS_REFUSED: Final = frozenset((b"content_length", b"transfer_encod
 one are refused.
 """
 
-UNDERSCORE_TWINS_DROPPED: Final = frozenset(
-    (b"x_forwarded_for", b"x_forwarded_host", b"x_forwarded_port", b"x_forwarded_proto", b"x_real_ip")
-)
-"""The same trick on what an origin trusts its proxy for; nginx drops these by default, and so do we."""
+NEVER_FORWARDED: Final = frozenset((b"http2-settings", b"proxy", b"proxy-authorization"))
+"""Requests' fields that end here in every version. CGI origins read `proxy` as the variable HTTP_PROXY
+(https://httpoxy.org); it is no field of any standard.
+"""
 
 NOT_NOMINABLE: Final = frozenset(
     (
         b"accept",
         b"authorization",
         b"cache-control",
+        b"cdn-loop",
         b"content-encoding",
         b"content-range",
         b"content-type",
@@ -43,10 +46,8 @@ NOT_NOMINABLE: Final = frozenset(
         b"date",
         b"early-data",
         b"expires",
-        b"forwarded",
         b"idempotency-key",
         b"location",
-        b"onetrip-attempt",
         b"origin",
         b"pragma",
         b"range",
@@ -56,41 +57,23 @@ NOT_NOMINABLE: Final = frozenset(
         b"vary",
         b"via",
         b"www-authenticate",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-port",
-        b"x-forwarded-proto",
-        b"x-real-ip",
         b"x-request-id",
     )
 )
-"""End-to-end fields that stay although `connection` names them: else a client could strip what an origin relies on."""
+"""End-to-end fields that stay although `connection` names them, as claims do: else a client could strip what an origin
+relies on.
+"""
 
 _NOT_IN_TRAILERS: Final = (
     HOP_BY_HOP
     | NOT_NOMINABLE
-    | frozenset(
-        (
-            b"age",
-            b"content-length",
-            b"content-location",
-            b"expect",
-            b"host",
-            b"if-match",
-            b"if-modified-since",
-            b"if-none-match",
-            b"if-range",
-            b"if-unmodified-since",
-            b"max-forwards",
-            b"proxy-authenticate",
-            b"proxy-authorization",
-            b"proxy-status",
-            b"retry-after",
-            b"trailer",
-            b"warning",
-        )
-    )
+    | NEVER_FORWARDED
+    | frozenset((b"age", b"alt-svc", b"clear-site-data", b"expect", b"grpc-timeout", b"host", b"max-forwards"))
+    | frozenset((b"retry-after", b"strict-transport-security", b"trailer", b"user-agent", b"warning"))
 ) - frozenset((b"date", b"via"))
+_NOT_IN_TRAILERS_PREFIXES: Final = (b"access-control-", b"content-", b"if-", b"proxy-", b"sec-")
+_IN_TRAILERS: Final = frozenset((b"content-digest", b"content-md5"))
+"""Known only at the end of a body, and made for it (RFC 9530 section 6)."""
 
 BODYLESS_STATUSES: Final = frozenset((204, 304))
 """Final statuses that never have a body (RFC 9110 section 6.4.1)."""
@@ -222,7 +205,14 @@ def upgrade_protocols(value: bytes) -> bytes:
 
 
 def allowed_trailers(fields: Fields) -> Fields:
-    """Trailer fields without those that framing, routing, authentication or caching would read too late (RFC 9110
-    section 6.5.1).
+    """Trailer fields without those that framing, routing, authentication, caching or trust would read too late (RFC
+    9110 section 6.5.1): a recipient that merges trailers into the head would believe them unseen.
     """
-    return [field for field in fields if field[0] not in _NOT_IN_TRAILERS and not field[0].startswith(b"if-")]
+    return [field for field in fields if _may_trail(field[0])]
+
+
+def _may_trail(name: bytes) -> bool:
+    name = name.replace(b"_", b"-")  # as CGI origins read it
+    if name in _NOT_IN_TRAILERS or is_claim(name):
+        return False
+    return name in _IN_TRAILERS or not name.startswith(_NOT_IN_TRAILERS_PREFIXES)
