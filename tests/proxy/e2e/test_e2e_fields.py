@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -195,6 +197,22 @@ async def test_a_trusted_clients_claims_stay(proxy: Proxy, origin: Origin, clien
     assert got.one(b"x-original-url") == b"/admin"
     for name in (b"onetrip-debug", b"onetrip-attempt", b"x_forwarded_for", b"x-real_ip", b"x_request_id", b"proxy"):
         assert got.one(name) is None, name
+
+
+async def test_an_ipv4_client_of_a_socket_for_both_families_is_one(proxy: Proxy, origin: Origin) -> None:
+    """Such sockets come from systemd; the kernel shows the client as ::ffff:127.0.0.1."""
+    loop = asyncio.get_running_loop()
+    sock = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    server = await loop.create_server(proxy.listener.accept, sock=sock)
+    peer = socket.socket()
+    peer.setblocking(False)
+    await loop.sock_connect(peer, ("127.0.0.1", sock.getsockname()[1]))
+    client = Client(peer)
+    assert (await client.get(extra=b"x-forwarded-for: 9.9.9.9\r\n")).status == 200
+    assert (await origin.request()).one(b"x-forwarded-for") == b"9.9.9.9, 127.0.0.1"
+    assert b'"client":"127.0.0.1"' in next(iter(proxy.listener.connections)).log_start
+    client.close()
+    server.close()
 
 
 FORBIDDEN = b"""host content-length transfer-encoding authorization cookie x-forwarded-for x-real-ip x_forwarded_for
