@@ -31,7 +31,7 @@ from routing.balancer import Outcome
 from .attempt import _SENT as ATTEMPT_SENT
 from .attempt import _WON as ATTEMPT_WON
 from .attempt import Attempt
-from .forward import is_last_hop, rewrite
+from .forward import is_last_hop, rewrite, settle_tunnel
 from .reply import debug_fields, error_reply, final_answer
 
 if TYPE_CHECKING:
@@ -203,6 +203,13 @@ class Exchange(StreamHandler):
         if route is None:
             self.refuse(listener.no_route(request))
             return
+        if self.switching:
+            refused = settle_tunnel(request, route)
+            if refused is not None:
+                self.refuse(refused)
+                return
+            if not request.upgrade and method != b"CONNECT":
+                self._stay_ordinary()
         self.route = route
         self.total = route.timeouts.total
         if self.grpc and (left := timeout_s(request)) is not None and left < self.total:
@@ -230,6 +237,13 @@ class Exchange(StreamHandler):
             if delay is not None:
                 self.hedge_at = now + delay
         self._try(Attempt(self, target, 1, False, now), now)
+
+    def _stay_ordinary(self) -> None:
+        """An upgrade that is ignored: the request ends with its head, like any other without a body."""
+        self.switching = False
+        self.bodyless = self.request_end = True
+        self.replay = None
+        self.stream.received_end = True
 
     def on_data(self, data: bytes, end: bool) -> None:
         """Request body bytes (or, in a tunnel, the client's)."""

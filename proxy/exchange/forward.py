@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proxy.errors import Kind, ProxyError
 from proxy.http.claims import CLAIMED, is_claim
-from proxy.http.semantics import decimal
+from proxy.http.semantics import decimal, first_allowed, quoted
 
 if TYPE_CHECKING:
     from proxy.http.message import Field, RequestHead
+    from routing.model import Route
 
 _REWRITTEN: Final = frozenset(
     (
@@ -41,6 +42,8 @@ _TRACEPARENT: Final = re.compile(
 where it is as plain as the rest: a JSON line can hold it as it stands."""
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,200}\Z")
 _VIA_MEMBER: Final = re.compile(rb"[ \t]*[^ \t,]+[ \t]+([^ \t,(]+)")
+
+NO_CONNECT: Final = "this route forwards no CONNECT: `connect: true` on the route would allow it"
 
 _ENTROPY_BYTES: Final = 24 * 256
 
@@ -150,6 +153,25 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
         fields.append((b"early-data", b"1"))
     head.fields = fields
     return request_id, traceparent
+
+
+def settle_tunnel(head: RequestHead, route: Route) -> ProxyError | None:
+    """CONNECT, or an upgrade that the client asks for: None where this route lets it go on, or it is ignored.
+
+    Nobody here reads what passes in a tunnel, so routes name the ones that they take. Else CONNECT is refused, and an
+    upgrade is ignored (RFC 9110 section 7.8): `head.upgrade` is b"" then, and the request one like any other. That is
+    no way out for HTTP/2's extended CONNECT, which asks for nothing but the tunnel; it is refused.
+    """
+    if head.method == b"CONNECT":
+        return None if route.connect else ProxyError(Kind.NOT_IMPLEMENTED, NO_CONNECT)
+    asked = head.upgrade
+    head.upgrade = first_allowed(asked, route.upgrades)
+    if head.upgrade or head.version != b"2":
+        return None
+    return ProxyError(
+        Kind.NOT_IMPLEMENTED,
+        f"this route takes no upgrade to {quoted(asked)}: `upgrade` on the route names what it takes",
+    )
 
 
 def _pseudonyms(via: bytes) -> list[bytes]:

@@ -75,6 +75,9 @@ _NOT_IN_TRAILERS_PREFIXES: Final = (b"access-control-", b"content-", b"if-", b"p
 _IN_TRAILERS: Final = frozenset((b"content-digest", b"content-md5"))
 """Known only at the end of a body, and made for it (RFC 9530 section 6)."""
 
+NEVER_UPGRADED: Final = frozenset((b"h2c", b"h2", b"h3", b"http", b"tls"))
+"""What no upgrade leads to, whatever a route says."""
+
 BODYLESS_STATUSES: Final = frozenset((204, 304))
 """Final statuses that never have a body (RFC 9110 section 6.4.1)."""
 
@@ -191,17 +194,24 @@ def list_members(value: bytes) -> list[bytes]:
 
 
 def upgrade_protocols(value: bytes) -> bytes:
-    """What of an `upgrade` list may go on to the next hop, comma-separated; b"" where nothing may.
+    """What of an `upgrade` list a route may allow, comma-separated and in lower case; b"" where it is nothing.
 
     Other HTTP versions and TLS are left out: they would let requests through that nobody here has read ("h2c
     smuggling")."""
-    members = [part.strip(b" \t") for part in value.split(b",")]
-    kept = [
-        m
-        for m in members
-        if _PROTOCOL.fullmatch(m) and m.lower().split(b"/")[0] not in (b"h2c", b"h2", b"h3", b"http", b"tls")
-    ]
+    members = list_members(value)
+    kept = [m for m in members if _PROTOCOL.fullmatch(m) and m.partition(b"/")[0] not in NEVER_UPGRADED]
     return b", ".join(kept)
+
+
+def first_allowed(protocols: bytes, allowed: tuple[bytes, ...]) -> bytes:
+    """The one of those allowed that a client likes best (RFC 9110 section 7.8), or b"".
+
+    Only one goes on: whoever reads the list in another way can't choose what this route does not take.
+    """
+    for protocol in list_members(protocols):
+        if protocol in allowed:
+            return protocol
+    return b""
 
 
 def allowed_trailers(fields: Fields) -> Fields:
