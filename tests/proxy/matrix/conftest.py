@@ -37,7 +37,7 @@ class Log:
 
 CONFIG = """
 listeners:
-  - {{name: web, address: "127.0.0.1:0", upstream: app{tls_down}}}
+  - {{name: web, address: "127.0.0.1:0", {to}{tls_down}}}
 upstreams:
   app:
     protocol: {protocol}
@@ -122,6 +122,7 @@ async def start_proxy(lab: Lab, *ports: int, down_tls: bool, up: str, up_tls: bo
         "max_connections": 16,
         "keepalive": "15s",
         "extra": "",
+        "to": "upstream: app",
         **options,
     }
     text = CONFIG.format(
