@@ -166,7 +166,9 @@ class H2Client:
             context.set_alpn_protocols(["h2"])
         name = "localhost" if context is not None else None
         try:
-            reader, self._writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=context, server_hostname=name)
+            reader, self._writer = await asyncio.open_connection(
+                "127.0.0.1", self.port, ssl=context, server_hostname=name
+            )
         except OSError:
             self.ended = True
             raise
@@ -230,7 +232,9 @@ class H2Client:
         for number, stream in list(self._streams.items()):
             with suppress(h2.exceptions.ProtocolError):
                 while stream.left:
-                    size = min(self.h2.local_flow_control_window(number), self.h2.max_outbound_frame_size, len(stream.left))
+                    size = min(
+                        self.h2.local_flow_control_window(number), self.h2.max_outbound_frame_size, len(stream.left)
+                    )
                     if size <= 0:
                         break
                     piece, stream.left = stream.left[:size], stream.left[size:]

@@ -33,6 +33,7 @@ from .ports import free_port
 
 _PREFACE = b"PRI * HTTP/2.0"
 _WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_SERVING = b"\0\0\0\0\2\x08\x01"  # a grpc.health.v1 answer
 _serials = itertools.count(1)
 
 
@@ -61,6 +62,7 @@ class Origin:
         self.delay_s = 0.0
         self.status = 200
         self.health = 200
+        self.health_delay_s = 0.0
         self.release = asyncio.Event()
         self.seen: list[Seen] = []
         self.requests: Counter[str] = Counter()  # complete requests, by their `x-day`
@@ -111,7 +113,7 @@ class Origin:
         words = seen.path.partition("?")[0].strip("/").split("/")
         status, delay_s, body = self.status, self.delay_s, seen.body or f"hello {seen.path}".encode()
         if words[0].startswith("health"):
-            status, delay_s = self.health, 0.0
+            status, delay_s = self.health, self.health_delay_s
         elif words[0] == "status":
             status = int(words[1])
         elif words[0] == "bytes":
@@ -123,8 +125,13 @@ class Origin:
         if words[0] == "held":
             await self.release.wait()
         fields = [("x-origin", self.name), ("x-connection", str(seen.connection))]
-        fields += [(f"x-got-{name}", seen.headers[name]) for name in ("x-day", "onetrip-attempt") if name in seen.headers]
+        fields += [
+            (f"x-got-{name}", seen.headers[name]) for name in ("x-day", "onetrip-attempt") if name in seen.headers
+        ]
         if seen.headers.get("content-type", "").startswith("application/grpc"):
+            if seen.path == "/grpc.health.v1.Health/Check":
+                await asyncio.sleep(self.health_delay_s)
+                body = _SERVING
             reply.head(200, [("content-type", "application/grpc"), *fields], None)
             reply.data(body)
             reply.end([("grpc-status", "0")])
@@ -166,7 +173,11 @@ class _H1Reply(_Reply):
         self._connection = connection
 
     def head(self, status: int, fields: list[tuple[str, str]], length: int | None) -> None:
-        lines = [f"HTTP/1.1 {status} Said", f"content-length: {length}", *(f"{name}: {value}" for name, value in fields)]
+        lines = [
+            f"HTTP/1.1 {status} Said",
+            f"content-length: {length}",
+            *(f"{name}: {value}" for name, value in fields),
+        ]
         self._write("\r\n".join((*lines, "", "")).encode())
 
     def data(self, data: bytes) -> None:
@@ -259,7 +270,9 @@ class _Connection(asyncio.Protocol):
 
     def _begin(self) -> None:
         if self._version == "2":
-            settings = h2.config.H2Configuration(client_side=False, header_encoding="utf-8", validate_inbound_headers=False)
+            settings = h2.config.H2Configuration(
+                client_side=False, header_encoding="utf-8", validate_inbound_headers=False
+            )
             self.h2 = h2.connection.H2Connection(settings)
             self.h2.initiate_connection()
             self.flush()
@@ -386,7 +399,9 @@ class _Connection(asyncio.Protocol):
         outgoing = self._outgoing[stream]
         try:
             while outgoing.data:
-                size = min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size, len(outgoing.data))
+                size = min(
+                    self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size, len(outgoing.data)
+                )
                 if size <= 0:
                     return
                 self.h2.send_data(stream, bytes(outgoing.data[:size]))

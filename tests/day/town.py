@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .hole import Hole
 from .origin import EchoOrigin, Origin
 from .ports import free_port
 from .program import Labels, Program, until
@@ -30,6 +31,7 @@ OWN_ERRORS = ("task_failed", "reload_failed", "worker_failed", "Traceback")
 
 Config = dict[str, Any]
 Edit = Callable[[Config], None]
+Place = Origin | EchoOrigin | Hole
 
 
 def region(*origins: Origin | EchoOrigin, **more: Any) -> Config:
@@ -74,7 +76,8 @@ class Town:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.near, self.mid, self.far = (Origin(name) for name in ("near", "mid", "far"))
-        self.origins: list[Origin | EchoOrigin] = [self.near, self.mid, self.far]
+        self.files: dict[str, str] = {}
+        self.origins: list[Place] = [self.near, self.mid, self.far]
         self.config: Config = {
             "listeners": [{"name": "web", "address": f"127.0.0.1:{free_port()}", "upstream": "app"}],
             "upstreams": {
@@ -180,9 +183,15 @@ class Town:
 
     # -- operating ---------------------------------------------------------------------------------
 
-    def add(self, *origins: Origin | EchoOrigin) -> None:
+    def add(self, *origins: Place) -> None:
         """Have these started and stopped with the others."""
         self.origins += origins
+
+    def named(self, name: str) -> Origin:
+        """The origin of that name."""
+        found = next(one for one in self.origins if one.name == name)
+        assert isinstance(found, Origin)
+        return found
 
     def edited(self, *edits: Edit) -> Config:
         """The config that runs, with those changes."""
@@ -228,7 +237,9 @@ class Town:
                     left.append(f"{name} {one['region']} in_flight {one['in_flight']}")
                 for endpoint in one["endpoints"]:
                     pool = endpoint["pool"]
-                    left += [f"{name} {endpoint['endpoint']} {key} {pool[key]}" for key in ("busy", "waiting") if pool[key]]
+                    left += [
+                        f"{name} {endpoint['endpoint']} {key} {pool[key]}" for key in ("busy", "waiting") if pool[key]
+                    ]
         samples = await self.program.metrics()
         left += [
             f"{metric} {dict(labels)} {value:g}"
