@@ -96,7 +96,7 @@ LISTENERS = [
     Row("listeners[].address", "127.0.0.1:{port}", _moved),
     Row("listeners[].protocol", "tcp", _bytes_pass),
     Row("listeners[].upstream", "spare", from_origin("spare", listener="side")),
-    Row("listeners[].http3", True, refused="HTTP/3 needs tls"),
+    Row("listeners[].http3", True, refused="not available"),
     Row("listeners[].proxy_protocol", True, _takes_proxy_header),
     Row("listeners[].trusted", ["192.0.2.0/24"], _mistrusts),
 ]

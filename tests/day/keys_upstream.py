@@ -76,7 +76,7 @@ async def _checks_often(town: Town) -> bool:
 
 async def _far_is_bad(town: Town) -> bool:
     far = await town.program.region("far")
-    return far["state"] != "healthy" or any(one["state"] != "healthy" for one in far["endpoints"])
+    return far["state"] != "healthy" or any(one["state"] != "ok" for one in far["endpoints"])
 
 
 def _hedged_soon(listener: str) -> object:
@@ -89,54 +89,70 @@ def _hedged_soon(listener: str) -> object:
     return seen
 
 
+async def _state(town: Town, upstream: str, name: str = "one") -> str:
+    return str((await town.program.region(name, upstream))["state"])
+
+
+async def _let_back(town: Town, upstream: str) -> None:
+    """Both regions take requests again."""
+    for name in ("one", "two"):
+        await town.program.post("/undrain", region=name, upstream=upstream)
+
+        async def back(name: str = name) -> bool:
+            return await _state(town, upstream, name) in ("healthy", "ramping")
+
+        await until(back, f"{upstream}: region {name} is back")
+
+
+async def _cuts(town: Town, upstream: str, count: int) -> None:
+    """Requests that the origin answers with a reset, apart enough to be an event each."""
+    for _ in range(count * town.config["workers"]):
+        await ask(town, "/cut", "POST", listener=upstream)
+        await asyncio.sleep(0.04)
+
+
 async def _drained_at_once(town: Town) -> bool:
-    return await _drains(town, "after") == "drained"
+    await _let_back(town, "after")
+    await _cuts(town, "after", 4)
+    return await _state(town, "after") == "drained"
 
 
-async def _drains(town: Town, name: str, requests: int = 6) -> str:
-    """What becomes of a region whose origin says 503 a few times to each worker."""
-    first = town.named(f"{name}-1")
+async def _drain(town: Town, upstream: str) -> None:
+    """Have region one drained, by failures."""
 
-    async def healthy() -> bool:
-        return (await town.program.region("one", name))["state"] == "healthy"
+    async def drained() -> bool:
+        await _cuts(town, upstream, 1)
+        return await _state(town, upstream) == "drained"
 
-    await until(healthy, f"region one of {name} is healthy")
-    first.status = 503
-    for _ in range(requests * town.config["workers"]):
-        await ask(town, "/look", "POST", listener=name)
-    first.status = 200
-    return str((await town.program.region("one", name))["state"])
+    await until(drained, f"{upstream}: region one is drained")
 
 
 async def _rests_briefly(town: Town) -> bool:
-    await _drains(town, "hold")
+    await _let_back(town, "hold")
+    await _drain(town, "hold")
     await asyncio.sleep(1.0)
-    return (await town.program.region("one", "hold"))["state"] != "drained"
+    return await _state(town, "hold") != "drained"
 
 
 async def _ramps_briefly(town: Town) -> bool:
-    await _drains(town, "ramp")
+    await _drain(town, "ramp")
     for _ in range(20):
         await ask(town, listener="ramp")
+        if await _state(town, "ramp") == "healthy":
+            return True
         await asyncio.sleep(0.1)
-    return (await town.program.region("one", "ramp"))["state"] == "healthy"
+    return False
 
 
 async def _both_drained(town: Town) -> bool:
-    states = []
-    for number in (1, 2):
-        town.named(f"most-{number}").status = 503
-    for _ in range(12 * town.config["workers"]):
-        await ask(town, "/look", "POST", listener="most")
-    for name in ("one", "two"):
-        states.append((await town.program.region(name, "most"))["state"])
-    for number in (1, 2):
-        town.named(f"most-{number}").status = 200
-    return states == ["drained", "drained"]
+    await _let_back(town, "most")
+    await _cuts(town, "most", 12)
+    return [await _state(town, "most", name) for name in ("one", "two")] == ["drained", "drained"]
 
 
 WEIGHTED = app("routing.policy", "weighted")
 CHECKS = {"path": "/health", "interval": "100ms", "timeout": "2s"}
+SLOW = {**CHECKS, "path": "/health-slow"}
 BRIEF = app("drain", {"hold": "100ms", "ramp": "100ms"})
 VOID: tuple[Edit, ...] = (set_at("listeners.1.upstream", "void"),)
 
@@ -177,7 +193,7 @@ UPSTREAM = [
         first=(app("protocol", "h2"), app("health", {"grpc": "aaa", "interval": "100ms"})),
     ),
     Row("upstreams.*.health.interval", "50ms", _checks_often, first=(app("health", {**CHECKS, "interval": "1m"}),)),
-    Row("upstreams.*.health.timeout", "100ms", _far_is_bad, first=(BRIEF, app("health", CHECKS)), stage="sick"),
+    Row("upstreams.*.health.timeout", "100ms", _far_is_bad, first=(BRIEF, app("health", SLOW)), stage="sick"),
     Row("upstreams.*.health.expect", "204", _far_is_bad, first=(BRIEF, app("health", CHECKS)), stage="sick"),
     Row("upstreams.*.drain.after", 1, _drained_at_once, path="upstreams.after.drain.after", stage="drains"),
     Row("upstreams.*.drain.hold", "100ms", _rests_briefly, path="upstreams.hold.drain.hold", stage="drains"),

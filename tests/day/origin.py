@@ -6,6 +6,7 @@ ask for more:
     /slow/S      the head after S seconds           /status/C    that status
     /pause/S     S seconds of silence in the body   /drip/N/S    N pieces, one every S seconds
     /held        the head once `release` is set     /bytes/N     N bytes
+    /cut         a reset instead of an answer
 
 `upgrade: websocket` becomes an echo of bytes; a gRPC call an echo of messages. What came is kept in `seen`.
 """
@@ -62,7 +63,6 @@ class Origin:
         self.delay_s = 0.0
         self.status = 200
         self.health = 200
-        self.health_delay_s = 0.0
         self.release = asyncio.Event()
         self.seen: list[Seen] = []
         self.requests: Counter[str] = Counter()  # complete requests, by their `x-day`
@@ -113,7 +113,7 @@ class Origin:
         words = seen.path.partition("?")[0].strip("/").split("/")
         status, delay_s, body = self.status, self.delay_s, seen.body or f"hello {seen.path}".encode()
         if words[0].startswith("health"):
-            status, delay_s = self.health, self.health_delay_s
+            status, delay_s = self.health, 0.4 if words[0] == "health-slow" else 0.0
         elif words[0] == "status":
             status = int(words[1])
         elif words[0] == "bytes":
@@ -124,13 +124,15 @@ class Origin:
             await asyncio.sleep(delay_s)
         if words[0] == "held":
             await self.release.wait()
+        if words[0] == "cut":
+            reply.cut()
+            return
         fields = [("x-origin", self.name), ("x-connection", str(seen.connection))]
         fields += [
             (f"x-got-{name}", seen.headers[name]) for name in ("x-day", "onetrip-attempt") if name in seen.headers
         ]
         if seen.headers.get("content-type", "").startswith("application/grpc"):
             if seen.path == "/grpc.health.v1.Health/Check":
-                await asyncio.sleep(self.health_delay_s)
                 body = _SERVING
             reply.head(200, [("content-type", "application/grpc"), *fields], None)
             reply.data(body)
@@ -167,6 +169,9 @@ class _Reply:
     def end(self, trailers: list[tuple[str, str]] | None = None) -> None:
         raise NotImplementedError
 
+    def cut(self) -> None:
+        raise NotImplementedError
+
 
 class _H1Reply(_Reply):
     def __init__(self, connection: _Connection) -> None:
@@ -185,6 +190,9 @@ class _H1Reply(_Reply):
 
     def end(self, trailers: list[tuple[str, str]] | None = None) -> None:
         self._connection.next_request()
+
+    def cut(self) -> None:
+        self._connection.transport.abort()
 
     def _write(self, data: bytes) -> None:
         if not self._connection.transport.is_closing():
@@ -207,6 +215,9 @@ class _H2Reply(_Reply):
 
     def end(self, trailers: list[tuple[str, str]] | None = None) -> None:
         self._connection.queue(self._stream, b"", end=True, trailers=trailers)
+
+    def cut(self) -> None:
+        self._connection.transport.abort()
 
 
 @dataclass(slots=True)

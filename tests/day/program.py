@@ -65,7 +65,7 @@ class Program:
         self.complaints: list[str] = []
         self._read = 0
         self._rest = b""
-        self._admin = ""
+        self.admin = config["admin"]["address"]  # a reload can't move it
 
     # -- its life ----------------------------------------------------------------------------------
 
@@ -203,7 +203,7 @@ class Program:
 
     async def ask(self, method: str, path: str, content: Any = None) -> tuple[int, Any]:
         """The admin address's answer: status and JSON (or text)."""
-        address = self.config["admin"]["address"]
+        address = self.admin
         reader, writer = await asyncio.open_connection(address.rpartition(":")[0], int(address.rpartition(":")[2]))
         body = json.dumps(content).encode() if content is not None else b""
         token = f"authorization: Bearer {self.token}\r\n" if self.token else ""
@@ -292,14 +292,13 @@ class Program:
 
     def descriptors(self) -> list[str]:
         """What its open descriptors are, of all processes: `socket:LOCAL->REMOTE` for TCP."""
-        tcp = _tcp_sockets()
         found = []
         for pid in self.processes():
             for entry in Path(f"/proc/{pid}/fd").iterdir():
                 with suppress(OSError):
-                    target = os.readlink(entry)
-                    found.append(tcp.get(target, target))
-        return found
+                    found.append(os.readlink(entry))
+        tcp = _tcp_sockets()
+        return [tcp.get(one, one) for one in found]
 
 
 def alive(pid: int) -> bool:

@@ -56,10 +56,9 @@ def latency(directory: Path, workers: int) -> Town:
 
 
 def sick(directory: Path, workers: int) -> Town:
-    """A far region whose checks are slow, and say 200 where the others say 204."""
+    """Checks of the far region are answered 200, the others' 204."""
     town = Town(directory, workers=workers)
     town.near.health = town.mid.health = 204
-    town.far.health_delay_s = 0.4
     return town
 
 
@@ -70,7 +69,7 @@ def drains(directory: Path, workers: int) -> Town:
         "after": {"after": 50, "hold": "100ms", "ramp": "100ms"},
         "hold": {"after": 1, "hold": "1m", "ramp": "100ms"},
         "ramp": {"after": 1, "hold": "100ms", "ramp": "1m"},
-        "most": {"after": 1, "hold": "100ms", "ramp": "100ms"},
+        "most": {"after": 1, "hold": "1m", "ramp": "100ms"},
     }
 
     def edit(config: Config) -> None:
@@ -82,6 +81,7 @@ def drains(directory: Path, workers: int) -> Town:
                 "retry": "off",
                 "hedge": "off",
                 "drain": settings[name],
+                "health": {"interval": "100ms"},
             }
 
     town = Town(directory, workers=workers, edit=edit)

@@ -144,7 +144,7 @@ class Town:
 
     async def finish(self) -> None:
         """The check that each scenario ends with. AssertionError with everything that is wrong."""
-        await self.traffic.more(30)
+        await self.traffic.start().more(30)
         if self.program.config != self.config:
             await self.program.reload(self.config)
             await self.traffic.more(30)
@@ -256,7 +256,7 @@ class Town:
     def _own_descriptors(self) -> list[str]:
         """All but connections to origins, which `_check_levels` compares with the pools, and admin clients."""
         ports = self.upstream_ports()
-        ours = int(self.program.config["admin"]["address"].rpartition(":")[2])
+        ours = int(self.program.admin.rpartition(":")[2])
         found = []
         for one in self.program.descriptors():
             local, _, remote = one.removeprefix("tcp:").partition("->")
@@ -271,10 +271,10 @@ class Town:
 
         with suppress(AssertionError):
             await until(level, "", SETTLE_S)
-        if not level():
-            known = list(self._descriptors)
-            more = [one for one in self._own_descriptors() if one not in known or known.remove(one)]
-            self.faults.append(f"{len(self._own_descriptors())} descriptors, {len(self._descriptors)} before: {more}")
+        found, known = self._own_descriptors(), list(self._descriptors)
+        if len(found) > len(known):
+            more = [one for one in found if one not in known or known.remove(one)]
+            self.faults.append(f"{len(found)} descriptors, {len(self._descriptors)} before: {more}")
         excess: list[str] = []
 
         async def pooled() -> bool:
@@ -323,17 +323,21 @@ class Town:
 
     def watch_counters(self, samples: dict[tuple[str, Labels], float]) -> None:
         """A counter may only rise; it may vanish only with the listener, upstream or region that it speaks of."""
+        back = []
         for (name, labels), value in samples.items():
             if not name.endswith(("_total", "_bucket", "_count", "_sum")):
                 continue
             before = self._counted.get((name, labels), 0.0)
             if value < before:
-                self.faults.append(f"{name} {dict(labels)} went from {before:g} to {value:g}")
+                back.append(f"{name} {dict(labels)} went from {before:g} to {value:g}")
             self._counted[name, labels] = value
         for name, labels in self._counted.keys() - samples.keys():
             if self._lives(dict(labels)):
-                self.faults.append(f"{name} {dict(labels)} vanished at {self._counted[name, labels]:g}")
+                back.append(f"{name} {dict(labels)} vanished at {self._counted[name, labels]:g}")
             del self._counted[name, labels]
+        if back:
+            worst = min(back, key=lambda one: ("_bucket" in one, "_sum" in one))
+            self.faults.append(f"{len(back)} counters went back, such as {worst}")
 
     def _lives(self, labels: dict[str, str]) -> bool:
         config = self.program.config
