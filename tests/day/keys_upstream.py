@@ -118,13 +118,16 @@ async def _drained_at_once(town: Town) -> bool:
 
 
 async def _drain(town: Town, upstream: str) -> None:
-    """Have region one drained, by failures."""
+    """Have region one drained: its origin is gone for as long as that takes."""
+    origin = town.named(f"{upstream}-1")
+    await origin.stop()
 
     async def drained() -> bool:
-        await _cuts(town, upstream, 1)
+        await ask(town, listener=upstream)
         return await _state(town, upstream) == "drained"
 
     await until(drained, f"{upstream}: region one is drained")
+    await origin.start()
 
 
 async def _rests_briefly(town: Town) -> bool:
@@ -135,7 +138,8 @@ async def _rests_briefly(town: Town) -> bool:
 
 
 async def _ramps_briefly(town: Town) -> bool:
-    await _drain(town, "ramp")
+    await town.program.post("/drain", region="one", upstream="ramp")
+    await town.program.post("/undrain", region="one", upstream="ramp")
     for _ in range(20):
         await ask(town, listener="ramp")
         if await _state(town, "ramp") == "healthy":

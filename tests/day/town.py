@@ -27,7 +27,7 @@ from .traffic import Traffic
 SAMPLE_S = 0.25
 SETTLE_S = 8.0
 MEMORY_BYTES_MAX = 24 * 1024 * 1024
-OWN_ERRORS = ("task_failed", "reload_failed", "worker_failed", "Traceback")
+OWN_ERRORS = ("task_failed", "reload_failed", "worker_failed")
 
 Config = dict[str, Any]
 Edit = Callable[[Config], None]
@@ -306,11 +306,12 @@ class Town:
     def _check_log(self) -> None:
         events = self.program.log()
         bad = [one for one in events if one.get("event") in OWN_ERRORS]
-        bad += [{"text": one} for one in self.program.complaints if "Traceback" in one]
         self.faults += [f"the log says {one}" for one in bad[:3]]
         for one in bad:
-            if one in events:
-                events.remove(one)
+            events.remove(one)
+        if any("Traceback" in one for one in self.program.complaints):
+            self.faults.append("the log says " + "\n".join(self.program.complaints[-12:]))
+            self.program.complaints.clear()
 
     # -- counters ----------------------------------------------------------------------------------
 
