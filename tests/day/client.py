@@ -122,7 +122,7 @@ class _Stream:
 
 
 class H2Client:
-    """One HTTP/2 connection (prior knowledge, or ALPN with TLS), shared by many requests."""
+    """One HTTP/2 connection, shared by many requests. `tls` offers h2 alone; without it, by prior knowledge."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.port = port
@@ -161,20 +161,14 @@ class H2Client:
             self._writer.close()
 
     async def _open(self) -> None:
-        context = self.tls
-        if context is not None:
-            context.set_alpn_protocols(["h2"])
-        name = "localhost" if context is not None else None
+        name = "localhost" if self.tls is not None else None
         try:
             reader, self._writer = await asyncio.open_connection(
-                "127.0.0.1", self.port, ssl=context, server_hostname=name
+                "127.0.0.1", self.port, ssl=self.tls, server_hostname=name
             )
         except OSError:
             self.ended = True
             raise
-        finally:
-            if context is not None:
-                context.set_alpn_protocols(["http/1.1"])
         self.h2.initiate_connection()
         self._reading = asyncio.ensure_future(self._read(reader))
 

@@ -125,6 +125,8 @@ PROGRAM = [
 
 TOGETHER = {
     "sessions.key": "sessions.path",
+    "upstreams.*.tls.key": "upstreams.*.tls.certificate",
+    "listeners[].tls.certificates[].key": "listeners[].tls.certificates[].certificate",
     "fleet.etcd": "fleet.name",
     "fleet.quorum": "fleet.name",
 }
@@ -132,6 +134,7 @@ TOGETHER = {
 
 ELSEWHERE = {
     "access_log.format": "it has one value",
+    "upstreams.*.dns.refresh": "test_names.py",
     "shutdown.settle": "test_end.py",
     "shutdown.deadline": "test_end.py",
 }

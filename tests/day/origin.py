@@ -69,6 +69,7 @@ class Origin:
         self.pings = 0
         self.opened = 0
         self.connections: set[_Connection] = set()
+        self.names: list[str | None] = []  # that TLS clients asked for
         self.tls_seen: list[dict[str, Any]] = []
         self._server: asyncio.Server | None = None
 
@@ -256,7 +257,6 @@ class _Connection(asyncio.Protocol):
                     "alpn": ssl_object.selected_alpn_protocol(),
                     "peer": transport.get_extra_info("peercert"),
                     "resumed": ssl_object.session_reused,
-                    "name": getattr(ssl_object, "asked_name", None),
                 }
             )
 

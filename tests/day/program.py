@@ -292,13 +292,16 @@ class Program:
 
     def descriptors(self) -> list[str]:
         """What its open descriptors are, of all processes: `socket:LOCAL->REMOTE` for TCP."""
+        return [what for pid in self.processes() for _, what in self.numbered_descriptors(pid)]
+
+    def numbered_descriptors(self, pid: int) -> list[tuple[int, str]]:
+        """One process's, with their numbers."""
         found = []
-        for pid in self.processes():
-            for entry in Path(f"/proc/{pid}/fd").iterdir():
-                with suppress(OSError):
-                    found.append(os.readlink(entry))
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.append((int(entry.name), os.readlink(entry)))
         tcp = _tcp_sockets()
-        return [tcp.get(one, one) for one in found]
+        return [(number, tcp.get(one, one)) for number, one in found]
 
 
 def alive(pid: int) -> bool:

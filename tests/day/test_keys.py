@@ -20,13 +20,14 @@ import pytest
 
 from .keys import Row
 from .keys_program import ELSEWHERE, LISTENERS, PROGRAM, TOGETHER
+from .keys_tls import L4, TLS
 from .keys_upstream import ROUTES, UPSTREAM
 from .ports import free_port
 from .program import ROOT, AdminFault, until
 from .stages import STAGES
 from .town import Town, set_at
 
-ROWS = [*UPSTREAM, *ROUTES, *LISTENERS, *PROGRAM]
+ROWS = [*UPSTREAM, *ROUTES, *LISTENERS, *PROGRAM, *TLS, *L4]
 EFFECT_S = 6.0
 
 
@@ -137,7 +138,7 @@ async def _play(town: Town, row: Row) -> None:
         await traffic.more(20)
         return
     if row.first:
-        await town.change(*row.first)
+        await town.program.reload(_filled(town, town.edited(*row.first)))
     before = town.program.config
     if row.seen is not None:
         seen = row.seen
@@ -189,4 +190,3 @@ async def _try(stages: Stages, workers: int, row: Row) -> None:
     except BaseException:
         await stages.discard()
         raise
-

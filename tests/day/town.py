@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .early import EarlyOrigin
 from .hole import Hole
 from .origin import EchoOrigin, Origin
 from .ports import free_port
@@ -31,7 +32,7 @@ OWN_ERRORS = ("task_failed", "reload_failed", "worker_failed")
 
 Config = dict[str, Any]
 Edit = Callable[[Config], None]
-Place = Origin | EchoOrigin | Hole
+Place = Origin | EchoOrigin | Hole | EarlyOrigin
 
 
 def region(*origins: Origin | EchoOrigin, **more: Any) -> Config:
@@ -77,6 +78,7 @@ class Town:
         self.directory = directory
         self.near, self.mid, self.far = (Origin(name) for name in ("near", "mid", "far"))
         self.files: dict[str, str] = {}
+        self.authority: Any = None
         self.origins: list[Place] = [self.near, self.mid, self.far]
         self.config: Config = {
             "listeners": [{"name": "web", "address": f"127.0.0.1:{free_port()}", "upstream": "app"}],
@@ -192,6 +194,10 @@ class Town:
         found = next(one for one in self.origins if one.name == name)
         assert isinstance(found, Origin)
         return found
+
+    def echo(self) -> EchoOrigin:
+        """The TCP endpoint."""
+        return next(one for one in self.origins if isinstance(one, EchoOrigin))
 
     def edited(self, *edits: Edit) -> Config:
         """The config that runs, with those changes."""

@@ -46,7 +46,7 @@ class Traffic:
 
     port: int
     rate: float = 100.0
-    tls: ssl.SSLContext | None = None
+    authority: str = ""  # of the listener's certificate; empty: no TLS
     multiplexed: bool = True
     fields: dict[str, str] = field(default_factory=dict)
     excuse: Callable[[Failure], bool] | None = None
@@ -57,6 +57,7 @@ class Traffic:
     posts: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.tls, self.tls_h2 = self._context("http/1.1"), self._context("h2")
         self._random = random.Random(7)
         self._began = monotonic()
         self._kept: list[H1Client] = []
@@ -64,6 +65,13 @@ class Traffic:
         self._open: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._running = asyncio.Event()
+
+    def _context(self, alpn: str) -> ssl.SSLContext | None:
+        if not self.authority:
+            return None
+        context = ssl.create_default_context(cafile=self.authority)
+        context.set_alpn_protocols([alpn])
+        return context
 
     # -- its life ----------------------------------------------------------------------------------
 
@@ -195,7 +203,7 @@ class Traffic:
         while True:
             client = self._shared
             if client is None or client.ended:
-                client = self._shared = H2Client(self.port, self.tls)
+                client = self._shared = H2Client(self.port, self.tls_h2)
             try:
                 return await client.request(method, f"/{mark}", self._fields(mark), body)
             except ClosedWhileIdle:  # GOAWAY said that it was not taken, or it found the connection closed
