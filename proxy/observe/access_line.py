@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from proxy.exchange.exchange import Exchange
 
 _LEARNT_MAX: Final = 1024
+_LEARNT_BYTES_MAX: Final = 512  # a client's own invention is neither common nor short
 
 _agents: Final[dict[bytes, bytes]] = {}
 """User agents as they stand in JSON; the few that a service sees, over and over."""
@@ -26,7 +27,9 @@ def _agent(value: bytes) -> bytes:
     found = _agents.get(value)
     if found is None:
         found = msgspec.json.encode(value.decode("latin-1"))
-        if len(_agents) < _LEARNT_MAX:
+        if len(value) <= _LEARNT_BYTES_MAX:
+            if len(_agents) >= _LEARNT_MAX:
+                _agents.clear()  # else the first that anybody sent would stay for ever
             _agents[value] = found
     return found
 

@@ -24,7 +24,7 @@ from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
 from proxy.net.dial import Background, Resolver
 from proxy.observe.access_log import AccessLog
-from proxy.observe.metrics import Snapshot
+from proxy.observe.metrics import Snapshot, export_log
 from proxy.upstream.sessions import Sessions
 from proxy.upstream.upstream import UpstreamRuntime
 from tlscache.context import CertificatePair, ServerContext, ServerSettings
@@ -91,7 +91,7 @@ class Worker:
         """Dial warm pools, begin to accept. Returns once accepting; `ready` is set when the pools are warm (or have had
         their time).
         """
-        self.access_log.start(self.loop)
+        self.access_log.start(self.loop, self.log)
         for name in self.config.upstreams:
             self.upstreams[name] = self._new_upstream(self.config, name)
         await self._prefetch_sessions(self.upstreams.values())
@@ -244,12 +244,15 @@ class Worker:
         self.upstreams = upstreams
         await self._reload_listeners(config, sockets, (*change.listeners_removed, *change.listeners_rebound))
         if "access_log" in change.other:
-            self.access_log.close()
-            self.access_log = _access_log(config)
-            self.access_log.start(self.loop)
-            for listener in self.listeners.values():
-                listener.access_log = self.access_log
+            self._replace_access_log(config)
         return list(change.restart)
+
+    def _replace_access_log(self, config: Config) -> None:
+        old, self.access_log = self.access_log, _access_log(config, self.access_log)
+        self.access_log.start(self.loop, self.log)
+        for listener in self.listeners.values():
+            listener.access_log = self.access_log
+        old.retire()
 
     def _kept_contexts(self, config: Config) -> dict[str, ServerContext]:
         old = {section.name: section.tls for section in self.config.listeners}
@@ -322,6 +325,7 @@ class Worker:
             upstream.export(snapshot, monotonic())
         self.sessions.export(snapshot)
         snapshot.add("access_log_dropped", self.access_log.dropped)
+        export_log(snapshot, self.log)
         return snapshot
 
     def status(self) -> dict[str, Any]:
@@ -373,11 +377,11 @@ class Worker:
         return found
 
 
-def _access_log(config: Config) -> AccessLog:
+def _access_log(config: Config, before: AccessLog | None = None) -> AccessLog:
     section = config.access_log
     if section is None:
-        return AccessLog("")
-    return AccessLog(str(section.path.path or "-"), section.sample)
+        return AccessLog("", before=before)
+    return AccessLog(str(section.path.path or "-"), section.sample, before)
 
 
 def worker_count(config: Config) -> int:
