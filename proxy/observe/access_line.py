@@ -31,7 +31,7 @@ def _agent(value: bytes) -> bytes:
         found = msgspec.json.encode(value.decode("latin-1"))
         if len(value) <= _LEARNT_BYTES_MAX:
             if len(_agents) >= _LEARNT_MAX:
-                _agents.clear()
+                _agents.clear()  # else the first that anybody sent would stay for ever
             _agents[value] = found
     return found
 

@@ -431,7 +431,9 @@ async def wait_for(condition: Callable[[], Any], wait: float = WAIT_S) -> None:
 
 
 class Log:
-    """A structlog stand-in that remembers."""
+    """An event log that remembers."""
+
+    dropped = suppressed = 0
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, str, dict[str, Any]]] = []

@@ -26,7 +26,9 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], Any]]:
 
 
 class Log:
-    """A structlog stand-in that remembers."""
+    """An event log that remembers."""
+
+    dropped = suppressed = 0
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, str, dict[str, Any]]] = []
