@@ -280,6 +280,8 @@ class Balancer(Ledger):
             if region.name in learnt:
                 region.adopt(learnt[region.name], self.upstream.drain)
         self.endpoints = [endpoint for region in self.regions for endpoint in region.endpoints]
+        for endpoint in old.endpoints:
+            endpoint.departed = endpoint not in self.endpoints
         for settings, budget in old._budgets.items():
             if settings in self._budgets:
                 self._budgets[settings] = budget

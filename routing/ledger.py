@@ -79,6 +79,8 @@ class Ledger:
         region = ep.region
         region.in_flight -= 1
         if outcome is not Outcome.OK:
+            if ep.departed:
+                return
             cause = charge(ep, now, outcome, elapsed, status, retry_after or 0.0, winner)
             if cause:
                 self._bad(region, now, cause)
@@ -141,6 +143,8 @@ class Ledger:
 
     def observe_connect(self, ep: EndpointState, now: float, ok: bool, elapsed: float, phase: str) -> None:
         """A dial's phase ended: `tcp` (one round trip) or `tls`."""
+        if ep.departed:
+            return
         if not ok:
             ep.outlier.fail(now, handshake=True, tls=phase == "tls")
             if _all_out_of_reach(ep):
@@ -154,6 +158,8 @@ class Ledger:
 
     def observe_probe(self, ep: EndpointState, now: float, ok: bool, elapsed: float) -> None:
         """An active check, or a probe that `probes_wanted` asked for, ended."""
+        if ep.departed:
+            return
         ep.outlier.probe(ok)
         ep.region.health.probe(ep.region.probes_row)
         if ok:
@@ -170,7 +176,7 @@ class Ledger:
         Call it again while it lasts.
         """
         region = ep.region
-        if not ep.speaks_for_region:
+        if ep.departed or not ep.speaks_for_region:
             return
         if region.last_good > now - seconds:
             if ep.last_good < now - seconds and seconds > 1.0 + 4 * ep.floor.value:

@@ -39,6 +39,7 @@ class EndpointState:
     """
 
     __slots__ = (
+        "departed",
         "endpoint",
         "floor",
         "held",
@@ -60,6 +61,7 @@ class EndpointState:
         self.region = region
         self.index = index
         self.key = key
+        self.departed = False  # a reload took it away: how its last attempts end says nothing of its region
         self.in_flight = 0
         self.held = 0  # of them, answered and still open
         self.ready = 0

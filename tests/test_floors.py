@@ -35,7 +35,7 @@ FUNCTION_LINES_MAX = 75
 LONGER = {
     # A state machine each, whose rules stand on top: to cut one in two would hide what depends on what.
     "proxy/upstream/connection.py": 480,
-    "proxy/exchange/exchange.py": 780,
+    "proxy/exchange/exchange.py": 800,
     "proxy/downstream/listener.py": 770,
     "proxy/upstream/pool.py": 760,
     "proxy/http/connection.py": 500,

@@ -524,6 +524,25 @@ def test_a_reload_keeps_what_was_learnt_and_what_is_in_flight() -> None:
     assert world.endpoint("us", 2).floor.value == 0.0
 
 
+def test_what_a_reload_took_away_says_nothing_of_its_region() -> None:
+    """It is being shut down: its last requests break, and the endpoints that stay are well."""
+    world = World(region("us", 2), region("eu"))
+    world.serve(200)
+    old, gone = world.balancer, world.endpoint("us", 1)
+    for _ in range(20):
+        old.begin(gone, world.now)
+    world.balancer = Balancer(Upstream("api", (region("us", 1), region("eu"))), random.Random(2), world.now)
+    world.balancer.carry_over(old, world.now)
+    for _ in range(20):
+        world.wait(0.1)
+        world.balancer.finish(gone, world.now, Outcome.RESET, 0.1)
+        world.balancer.observe_connect(gone, world.now, False, 0.0, "tcp")
+        world.balancer.observe_probe(gone, world.now, False, 0.1)
+    assert world.region("us").state is DrainState.HEALTHY
+    assert gone.in_flight == 0
+    assert world.region("us").in_flight == 0
+
+
 def test_it_explains_itself_in_plain_values() -> None:
     world = World(region("us"), region("eu"), region("ap", standby=True))
     world.serve(300)

@@ -100,7 +100,7 @@ def test_requests_that_wait_for_an_endpoint_that_goes_find_another(origin: HttpO
     with serving(tmp_path, text) as program, http_origin("another") as another:
         busy, waiting = Client(program.port()), Client(program.port())
         busy.send("/held/1")
-        wait_for(lambda: origin.held == 1, "the first request")
+        wait_for(lambda: origin.held, "the first request")
         waiting.send("/second")
         wait_for(lambda: pools(program)[f"127.0.0.1:{origin.port}"]["waiting"] == 1, "the second one waits")
         assert reload(program, text.replace(str(origin.port), str(another.port)))["reloaded"]
@@ -195,7 +195,7 @@ def test_a_removed_listeners_requests_end_in_their_time(origin: HttpOrigin, tmp_
     with serving(tmp_path, text.replace("upstreams:", line, 1)) as program:
         client = Client(port)
         client.send("/held/1")
-        wait_for(lambda: origin.held == 1, "the request")
+        wait_for(lambda: origin.held, "the request")
         assert reload(program, text)["reloaded"]
         assert refused(port)
         found = {one["name"]: one for one in program.admin().ask("GET", "/status")["listeners"]}
