@@ -209,7 +209,7 @@ class Balancer(Ledger):
                 region.review_endpoints(now, seconds, self._random)
                 region.counts.rotate(now)
                 region.refresh(now, seconds, assumed, rotated)
-                region.refresh_limit(now, self.arrivals)
+                region.refresh_limit(now, seconds, self.arrivals)
             if rotated:
                 self._rotated = now
         for region in self.regions:

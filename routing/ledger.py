@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from .choice import name_key
 from .drain import LATE, Change, DrainState
-from .evidence import ALPHA, HEDGE_ALPHA, charge
+from .evidence import HEDGE_ALPHA, charge
 from .latency import bucket_of
 from .outlier import OutlierState
 from .region import RegionState
@@ -56,6 +56,10 @@ class Ledger:
         region = ep.region
         if region.in_flight == region.held:  # nothing was waiting for an answer
             region.busy_since = now
+            region.asked = 0
+        if not region.asked:
+            region.asked_since = now
+        region.asked += 1
         region.in_flight += 1
 
     def finish(
@@ -109,7 +113,8 @@ class Ledger:
             service = 0.0
         ep.service.observe(now, service)
         ep.last_good = region.last_good = now
-        region.elapsed += (elapsed - region.elapsed) * ALPHA
+        region.asked = 0
+        region.note_elapsed(elapsed)
         if elapsed > region.late_after and region.survivors:
             region.slow_down()
         region.answers += 1

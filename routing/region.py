@@ -54,6 +54,10 @@ PATIENCE: Final = 4.0
 MEDIAN_MIN: Final = 10
 QUANTILES_MIN: Final = 30
 
+SHARE_ALPHA: Final = 0.1
+MOST: Final = 0.5
+BUSY_RISE_S: Final = 60.0
+BUSY_FALL_S: Final = 5.0
 INFLATED: Final = 1.3
 CROWD: Final = 1.5
 CROWD_MIN: Final = 4
@@ -74,12 +78,14 @@ class RegionState:
     __slots__ = (
         "answer_rate",
         "answers",
+        "asked",
+        "asked_since",
         "baseline",
+        "busy",
         "busy_since",
         "closeness",
         "cost",
         "counts",
-        "elapsed",
         "endpoints",
         "excess",
         "headroom",
@@ -92,6 +98,7 @@ class RegionState:
         "key",
         "last_good",
         "late_after",
+        "late_share",
         "limit",
         "max_in_flight",
         "name",
@@ -106,6 +113,8 @@ class RegionState:
         "service",
         "service_known_at",
         "slack",
+        "slow_after",
+        "slow_share",
         "standby",
         "stranded",
         "survivors",
@@ -132,9 +141,13 @@ class RegionState:
         self.in_flight = 0
         self.held = 0  # of them, answered and still open (`Balancer.established`)
         self.limit = self.max_in_flight
+        self.busy = 0.0  # how many usually wait for an answer
         self.busy_since = now
         self.last_good = now
-        self.elapsed = 0.0  # a quick average of the last answers' whole time
+        self.asked = 0  # requests that came since the last answer, the first of them at `asked_since`
+        self.asked_since = now
+        self.slow_share = 0.0  # of the last answers: `note_elapsed`
+        self.late_share = 0.0
         self.answers = 0  # since the last tick
         self.told = 0  # how many of them its health knows of
         # Derived.
@@ -157,6 +170,7 @@ class RegionState:
         self.slack = 1.0  # falls with late answers
         self.answer_rate = 0.0
         self.late_after = UNKNOWN_S
+        self.slow_after = UNKNOWN_S
         self.hedge_service = (
             0.0  # what hedges took here beyond the floor, at least: late requests may be slow everywhere
         )
@@ -180,7 +194,7 @@ class RegionState:
     @property
     def crowded(self) -> bool:
         """Whether its usual answer is late."""
-        return bool(self.survivors) and self.elapsed > self.late_after
+        return bool(self.survivors) and self.late_share > MOST
 
     @property
     def likely(self) -> float:
@@ -229,9 +243,18 @@ class RegionState:
             endpoint.outlier.probes_good = 0
 
     def quiet(self, now: float) -> bool:
-        """Whether answers stopped coming: requests are open, and four times the usual gap has passed."""
+        """Whether answers stopped coming: four times the usual gap has passed since the last one, and requests wait
+        that came after it. (Older ones may be long polls.)
+        """
         since = now - max(self.last_good, self.busy_since + self.expected)
-        return self.in_flight > self.held and since * self.answer_rate > 4.0
+        return self.in_flight > self.held and self.asked > 0 and since * self.answer_rate > 4.0
+
+    def note_elapsed(self, elapsed: float) -> None:
+        """Follow how many of the last answers were slow, and late: shares, and no averages of what they took, because
+        one long poll in ten is a tenth of a share and a hundred times an average.
+        """
+        self.slow_share += ((1.0 if elapsed > self.slow_after else 0.0) - self.slow_share) * SHARE_ALPHA
+        self.late_share += ((1.0 if elapsed > self.late_after else 0.0) - self.late_share) * SHARE_ALPHA
 
     def refresh(self, now: float, seconds: float, assumed: float, rotated: bool) -> None:
         """Recompute what is derived, `seconds` after the last time.
@@ -303,24 +326,29 @@ class RegionState:
         """Every answer counts at once, as in TCP, because a fleet's loop is stable only while it is short."""
         return step if step * self.answer_rate < per_s else per_s / self.answer_rate
 
-    def refresh_limit(self, now: float, arrivals: float) -> None:
+    def refresh_limit(self, now: float, seconds: float, arrivals: float) -> None:
         """Requests in flight first, latency second.
 
-        A region that slows down under its load keeps only what it normally carries. `arrivals`: requests per second
-        at the upstream. Without slowness there is no limit but the configured one: bursts pass.
+        A region that slows down under its load keeps only what it normally carries: what it would of requests as long
+        as most, or what it has carried of late, long polls included. `arrivals`: requests per second at the upstream.
+        Without slowness there is no limit but the configured one: bursts pass.
         """
+        waiting = self.in_flight - self.held
+        if self.limit >= self.max_in_flight:  # what a limit keeps away is no measure of what it carries
+            tau = BUSY_RISE_S if waiting > self.busy else BUSY_FALL_S
+            self.busy += (waiting - self.busy) * seconds / (seconds + tau)
         self.limit = self.max_in_flight
         if not self.known:
             return
         expected = self.expected
         if self.service_known_at < 0.0:  # what others take is no measure of it
             expected = max(expected, self.path + self.usual)
+        self.slow_after = INFLATED * expected + 0.005
         crowd = max(CROWD_MIN if self.usual else CROWD_UNSHOWN, int(CROWD * arrivals * expected))
-        if self.in_flight - self.held < crowd // 2:
-            return
-        stalled = now - max(self.last_good, self.busy_since) > CROWD * expected + 0.01
-        if stalled or self.elapsed > INFLATED * expected + 0.005:
-            self.limit = min(self.limit, crowd + self.held)
+        # Those that came since the last answer: of what is older, long polls and the like, nothing is expected yet.
+        stalled = self.asked >= crowd and now - self.asked_since > CROWD * expected + 0.01
+        if stalled or self.slow_share > MOST:
+            self.limit = min(self.limit, max(crowd, int(CROWD * self.busy)) + self.held)
 
     def well(self, now: float) -> bool:
         """Whether its answers say what is normal. What lasts longer than `WELL_S` has become normal."""
@@ -351,7 +379,7 @@ class RegionState:
         """It comes back from a drain: what was learnt of its tail is about the fault."""
         self.counts = SlidingCounts(now)
         self.tail = 0.0
-        self.elapsed = 0.0
+        self.slow_share = self.late_share = 0.0
         self.headroom = self.slack = 1.0
 
     def forget_usual(self) -> None:
@@ -370,15 +398,16 @@ class RegionState:
 _LEARNT: Final = (
     "answer_rate",
     "baseline",
+    "busy",
     "busy_since",
     "closeness",
     "cost",
-    "elapsed",
     "excess",
     "headroom",
     "hedge_after",
     "last_good",
     "late_after",
+    "late_share",
     "p50",
     "p95",
     "p95_well",
@@ -389,6 +418,8 @@ _LEARNT: Final = (
     "service",
     "service_known_at",
     "slack",
+    "slow_after",
+    "slow_share",
     "survivors",
     "tail",
     "usual",

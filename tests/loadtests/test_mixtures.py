@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
-from loadtests.mixtures import unequal
+from loadtests.mixtures import long_polls, unequal
+from loadtests.worlds import NEAR, RTTS
 from routing.model import Policy
+
+TRIOS = pytest.mark.parametrize("rtts", [RTTS, NEAR], ids=["regions", "near"])
 
 
 @pytest.mark.parametrize("slow_s", [0.03, 0.06, 0.4, 2.0])
@@ -49,3 +52,19 @@ def test_a_region_that_hangs_from_the_start_is_drained_nevertheless() -> None:
     assert found["drains"][0] == "slow"
     assert found["failed"] == 0
     assert found["first_tries"]["slow"] < 300
+
+
+@TRIOS
+@pytest.mark.parametrize(("share", "rate"), [(0.03, 20.0), (0.1, 20.0), (0.03, 100.0), (0.1, 100.0), (0.2, 100.0)])
+def test_long_polls_move_nobody_else(rtts: dict[str, float], share: float, rate: float) -> None:
+    found = long_polls(rtts=rtts, share=share, rate=rate)
+    assert found["first_tries"]["us"] >= 0.99
+    assert found["failed"] == 0
+    assert found["changes"] == []
+
+
+@pytest.mark.parametrize("settings", [{"pauses": True}, {"endpoints": 3}, {"long_s": 1.0}, {"long_s": 0.6}])
+def test_nor_in_pauses_nor_among_endpoints_nor_when_they_are_shorter(settings: dict[str, Any]) -> None:
+    found = long_polls(**settings)
+    assert found["first_tries"]["us"] >= 0.99
+    assert found["changes"] == []

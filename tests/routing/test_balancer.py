@@ -180,6 +180,9 @@ def test_clients_that_leave_are_no_evidence() -> None:
     assert world.endpoint("us").region.state is DrainState.HEALTHY
 
 
+_NO_BELIEFS = ("region", "endpoints", "usable", "health", "counts", "survivors", "busy_since", "asked", "asked_since")
+
+
 def _evidence(world: World) -> list[object]:
     """Everything that is believed of the endpoints and regions, but for where the objects are."""
 
@@ -192,7 +195,7 @@ def _evidence(world: World) -> list[object]:
             values(endpoint.outlier),
             values(endpoint.service),
             values(endpoint.floor),
-            values(endpoint.region, "region", "endpoints", "usable", "health", "counts", "busy_since", "survivors"),
+            values(endpoint.region, *_NO_BELIEFS),
             values(endpoint.region.health),
             list(endpoint.region.counts.shares()),
         ]

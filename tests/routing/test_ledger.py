@@ -237,3 +237,20 @@ def test_a_hold_lasts_otherwise(why: str) -> None:
         world.end(world.endpoint("eu"), Outcome.RESET)
     probe(world, 5.0, [world.endpoint("eu"), *([world.endpoint("us")] if why == "its probes fail" else [])])
     assert world.region("us").state is DRAINED
+
+
+def test_one_long_answer_in_ten_says_nothing_about_the_others() -> None:
+    world = World(rtts={"us": 0.0005, "eu": 0.030, "ap": 0.080})
+    us = world.endpoint("us")
+    for step in range(600):
+        world.now += 0.01
+        if world.now >= world.balancer.next_tick:
+            world.balancer.tick(world.now)
+        world.balancer.begin(us, world.now)  # it waits for ever
+        if step % 10:
+            world.balancer.finish(us, world.now, Outcome.OK, 10.0 if step % 10 == 1 else 0.0015)
+        assert world.region("us").limit == world.region("us").max_in_flight
+    world.wait(3.0)
+    assert not world.region("us").quiet(world.now), "nobody asked since the last answer"
+    found = world.balancer.pick(world.now)
+    assert found is us
