@@ -34,7 +34,7 @@ def _publish(directory: Path, pair: Issued, number: int) -> None:
 
 async def _served(town: Town) -> int:
     """The serial number of the certificate that a new client sees."""
-    reader, writer = await _connect(town)
+    _, writer = await _connect(town)
     tls = writer.get_extra_info("ssl_object")
     writer.close()
     return int(tls.getpeercert()["serialNumber"], 16)
