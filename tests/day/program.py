@@ -101,10 +101,11 @@ class Program:
 
     async def hand_over(self) -> None:
         """SIGUSR2, until a new program is ready and in its place; the old one drains beside it."""
-        count = len(self.logged("hand_over"))
+        count, ready = len(self.logged("hand_over")), len(self.logged("ready"))
         self.signal(signal.SIGUSR2)
         successor = (await self.event("hand_over", count + 1))["successor"]
-        await self.event("draining", count + 1)
+        await self.event("listening", pid=successor)
+        await self.event("ready", ready + 1)
         self.pid = successor
 
     async def wait(self, wait_s: float = WAIT_S) -> int:

@@ -169,9 +169,12 @@ async def test_descriptors_run_out(tmp_path: Path, workers: int) -> None:
         town.complain()
         town.traffic.start()
         await town.traffic.more(100)
-        for name in ("near", "mid", "far"):
-            assert (await town.program.region(name))["state"] == "healthy"
-        assert {*(await town.traffic.sample(40))} == {"near"}
+        assert not town.program.logged("region_state"), "a region was blamed for what we lacked"
+
+        async def as_before() -> bool:
+            return {*(await town.traffic.sample(20))} == {"near"}
+
+        await until(as_before, "the near region takes everything")
         assert len(town.program.log()) < 300, "the log is flooded"
         await town.check()
         town.faults = [one for one in town.faults if "descriptors" not in one and "memory" not in one]
