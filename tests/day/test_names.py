@@ -97,7 +97,7 @@ class NamedTown(Town):
 
 async def _asks_often(server: NameServer) -> bool:
     before = server.asked[NAME]
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(3.0)
     return server.asked[NAME] >= before + 2
 
 
@@ -107,7 +107,7 @@ async def test_dns_refresh_takes_effect(tmp_path: Path, workers: int, server: Na
         assert not await _asks_often(server)
         await town.change(set_at("upstreams.app.dns.refresh", "200ms"))
         await town.traffic.more(20)
-        await until(lambda: _asks_often(server), "the name is looked up every 200 ms")
+        await until(lambda: _asks_often(server), "the name is looked up often")
         await town.program.reload(town.config)
 
         async def seldom() -> bool:
@@ -143,7 +143,11 @@ async def test_the_name_server_is_gone(tmp_path: Path, workers: int, server: Nam
         server.gone = True
         await town.traffic.more(100)
         await town.change(set_at("upstreams.app.timeouts.response", "16s"))
-        assert {*(await town.traffic.sample(80))} == {"near"}
+
+        async def near_alone() -> bool:
+            return {*(await town.traffic.sample(20))} == {"near"}
+
+        await until(near_alone, "the near region is reached by the address that was known")
         await town.program.reload()
         await town.traffic.more()
         server.gone = False
