@@ -134,6 +134,11 @@ class H2Client:
         self._reading: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        # The library takes GOAWAY for the end; what the server had taken by then is still answered.
+        machine = self.h2.state_machine
+        states, inputs = h2.connection.ConnectionState, h2.connection.ConnectionInputs
+        goes_on = {(states.CLIENT_OPEN, inputs.RECV_GOAWAY): (None, states.CLIENT_OPEN)}
+        machine._transitions = {**machine._transitions, **goes_on}
 
     async def request(self, method: str, path: str, fields: dict[str, str], body: bytes = b"") -> Answer:
         """A request and its answer. ClosedWhileIdle: the server did not take it, or its connection had ended."""
@@ -192,7 +197,6 @@ class H2Client:
         stream = self._streams.get(getattr(event, "stream_id", 0) or 0)
         if isinstance(event, h2.events.ConnectionTerminated):
             self.ended = True
-            self.h2.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN  # what was taken is still answered
             self._fail(ClosedWhileIdle("refused by GOAWAY"), event.last_stream_id or 0)
         elif stream is None:
             return

@@ -99,10 +99,22 @@ class Program:
             return False
         return status == 200
 
+    async def hand_over(self) -> None:
+        """SIGUSR2, until a new program is ready and in its place; the old one drains beside it."""
+        count, ready = len(self.logged("hand_over")), len(self.logged("ready"))
+        self.signal(signal.SIGUSR2)
+        successor = (await self.event("hand_over", count + 1))["successor"]
+        await self.event("listening", pid=successor)
+        await self.event("ready", ready + 1)
+        self.pid = successor
+
     async def wait(self, wait_s: float = WAIT_S) -> int:
-        """Its exit code."""
+        """Its exit code (of a successor, which is nobody's child: 0 where it says that nothing was cut)."""
         process = self.process
         assert process is not None
+        if self.pid != process.pid:
+            await until(lambda: not alive(self.pid), f"the successor's end ({self.tail()})", wait_s)
+            return 3 if "connections_cut" in self.logged("stopped")[-1] else 0
         await until(lambda: process.poll() is not None, f"the program's end ({self.tail()})", wait_s)
         return int(process.returncode)
 

@@ -26,6 +26,7 @@ def web(directory: Path, workers: int) -> Town:
     spare, hole = Origin("spare"), Hole()
 
     def edit(config: Config) -> None:
+        del config["upstreams"]["app"]["hedge"]
         config["listeners"] += [
             _listener("side", upstream="app"),
             _listener(
@@ -51,6 +52,7 @@ def latency(directory: Path, workers: int) -> Town:
 
     def edit(config: Config) -> None:
         config["upstreams"]["app"]["routing"] = {"policy": "latency"}
+        del config["upstreams"]["app"]["hedge"]
         config["listeners"] += [
             _listener("side", upstream="app"),
             _listener("routes", routes=[{"match": {}, "upstream": "app"}]),

@@ -24,14 +24,14 @@ async def test_regions_come_and_go(tmp_path: Path, workers: int) -> None:
         town.add(fresh)
         first = {"fresh": region(fresh), **town.config["upstreams"]["app"]["regions"]}
         await town.change(set_at(REGIONS, first))
-        assert (await town.traffic.sample())["fresh"] == 60
+        assert {*(await town.traffic.sample())} == {"fresh"}
         await town.change(set_at(REGIONS, {"fresh": region(fresh)}))
         await town.traffic.more()
         await town.change(set_at(REGIONS, {"renamed": region(fresh)}))
-        assert (await town.traffic.sample())["fresh"] == 60
+        assert {*(await town.traffic.sample())} == {"fresh"}
         assert (await town.program.region("renamed"))["state"] == "healthy"
         await town.change(set_at(REGIONS, town.config["upstreams"]["app"]["regions"]))
-        assert (await town.traffic.sample())["near"] == 60
+        assert {*(await town.traffic.sample())} == {"near"}
         await until(lambda: not fresh.connections, "connections to a region that is gone are closed")
 
 
@@ -45,7 +45,7 @@ async def test_an_endpoint_is_replaced(tmp_path: Path, workers: int) -> None:
         await town.change(set_at(f"{REGIONS}.near.endpoints", [town.near.endpoint, fresh.endpoint]))
         assert {*(await town.traffic.sample(100))} == {"near", "fresh"}
         await town.change(set_at(f"{REGIONS}.near.endpoints", [fresh.endpoint]))
-        assert (await town.traffic.sample())["fresh"] == 60
+        assert {*(await town.traffic.sample())} == {"fresh"}
         town.near.release.set()
         assert (await held).headers["x-origin"] == "near"
         await until(lambda: not town.near.connections, "connections to the old endpoint are closed")
@@ -55,7 +55,7 @@ async def test_an_endpoint_moves_to_another_region(tmp_path: Path, workers: int)
     async with Town(tmp_path, workers=workers) as town:
         moved = {"near": region(town.mid), "mid": region(town.near), "far": region(town.far)}
         await town.change(set_at(REGIONS, moved))
-        assert (await town.traffic.sample())["mid"] == 60
+        assert {*(await town.traffic.sample())} == {"mid"}
 
 
 async def test_a_region_is_drained_and_let_back(tmp_path: Path, workers: int) -> None:
@@ -72,7 +72,7 @@ async def test_a_region_is_drained_and_let_back(tmp_path: Path, workers: int) ->
 
 
 async def _all_near(town: Town) -> bool:
-    return (await town.traffic.sample(20))["near"] == 20
+    return {*(await town.traffic.sample(20))} == {"near"}
 
 
 async def test_an_origin_dies_and_comes_back(tmp_path: Path, workers: int) -> None:
@@ -104,7 +104,7 @@ async def test_one_of_two_endpoints_dies(tmp_path: Path, workers: int) -> None:
         await twin.stop()
         await town.traffic.more(100)
         town.traffic.excuse = None
-        assert (await town.traffic.sample())["near"] >= 55
+        await until(lambda: _all_near(town), "the region serves with the endpoint that it has")
         await town.program.post("/drain", region="near")
         assert (await town.traffic.sample())["near"] == 0
         await town.program.post("/undrain", region="near")
@@ -118,12 +118,12 @@ async def test_upstreams_are_added_and_removed(tmp_path: Path, workers: int) -> 
         town.add(fresh)
         section = {"regions": {"fresh": region(fresh)}}
         await town.change(set_at("upstreams.fresh", section), set_at("listeners.0.upstream", "fresh"))
-        assert (await town.traffic.sample())["fresh"] == 60
+        assert {*(await town.traffic.sample())} == {"fresh"}
         await town.change(set_at("upstreams.app", None))
         await until(lambda: not town.near.connections, "connections of the upstream that is gone are closed")
-        assert (await town.traffic.sample())["fresh"] == 60
+        assert {*(await town.traffic.sample())} == {"fresh"}
         await town.program.reload(town.config)
-        assert (await town.traffic.sample())["near"] == 60
+        assert {*(await town.traffic.sample())} == {"near"}
 
 
 async def test_waiting_requests_survive_a_reload(tmp_path: Path, workers: int) -> None:
@@ -132,11 +132,13 @@ async def test_waiting_requests_survive_a_reload(tmp_path: Path, workers: int) -
     async with Town(tmp_path, workers=workers, edit=edit, rate=40) as town:
         for origin in (town.near, town.mid, town.far):
             origin.delay_s = 0.05
-        calls = [asyncio.ensure_future(ask(town, "/slow/0.2", "POST")) for _ in range(24)]
+        calls = [asyncio.ensure_future(ask(town, "/slow/0.2", "POST")) for _ in range(6 * workers)]
         await until(lambda: town.near.seen_at("/slow/0.2"), "some are at an origin")
         await town.change(set_at("upstreams.app.timeouts.response", "16s"))
         answers = await asyncio.gather(*calls)
-        assert [one.status for one in answers] == [200] * 24, [one.body for one in answers if one.status != 200][:2]
+        assert [one.status for one in answers] == [200] * len(calls), [
+            one.body for one in answers if one.status != 200
+        ][:2]
         for origin in (town.near, town.mid, town.far):
             origin.delay_s = 0.0
 

@@ -85,6 +85,7 @@ class Town:
             "upstreams": {
                 "app": {
                     "routing": {"policy": "ordered"},
+                    "hedge": "off",  # a hedge that wins is no fault, but then it is not said who answers
                     "regions": {one.name: region(one) for one in (self.near, self.mid, self.far)},
                 }
             },
