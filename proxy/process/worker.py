@@ -29,6 +29,7 @@ from proxy.upstream.sessions import Sessions
 from proxy.upstream.upstream import UpstreamRuntime
 from tlscache.context import CertificatePair, ServerContext, ServerSettings
 
+from .inheritance import INSTANCE
 from .rehearsal import rehearse
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class Worker:
             tls=self.contexts.get(section.name),
             proxy_protocol=section.proxy_protocol,
             trusted=section.trusted,
+            loop_name=b"onetrip-" + (self.config.instance or INSTANCE).encode(),
         )
 
     def _route_listeners(self) -> None:
