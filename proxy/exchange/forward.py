@@ -136,16 +136,20 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
     request_id = known.get(b"x-request-id", b"")
     if not _REQUEST_ID.match(request_id):
         request_id = identifiers.take()[:32]
+    received: list[Any] = head.fields  # Any: compiled code would rebuild tuples, and HTTP/2 marks some by their type
     traceparent = known.get(b"traceparent", b"")
     if not _TRACEPARENT.match(traceparent):
+        if traceparent:  # its state goes with it (W3C Trace Context section 4.3)
+            received = [field for field in received if field[0] != b"tracestate"]
         traceparent = new_traceparent()
     peers, proto, host = hop.peer, hop.proto, head.authority
-    if hop.trusted:
+    if not hop.trusted:
+        known.pop(b"early-data", None)  # a stranger's word, also for what becomes of a 425
+    else:
         earlier = known.get(b"x-forwarded-for")
         peers = earlier + b", " + hop.peer if earlier else hop.peer
         proto = known.get(b"x-forwarded-proto") or proto
         host = known.get(b"x-forwarded-host") or host
-    received: list[Any] = head.fields  # Any: compiled code would rebuild tuples, and HTTP/2 marks some by their type
     if CLAIMED in known and not hop.trusted:
         received = [field for field in received if not is_claim(field[0])]
     fields = [field for field in received if field[0] not in _REWRITTEN]
@@ -160,7 +164,7 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
     if forwards is not None:
         hops = decimal(forwards, 9) if head.method in (b"OPTIONS", b"TRACE") else None
         fields.append((b"max-forwards", forwards if hops is None else b"%d" % max(0, hops - 1)))
-    if hop.trusted and known.get(b"early-data") == b"1":
+    if known.get(b"early-data") == b"1":
         fields.append((b"early-data", b"1"))
     head.fields = fields
     return request_id, traceparent

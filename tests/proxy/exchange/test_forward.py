@@ -73,6 +73,19 @@ def test_a_trusted_peers_are_kept_and_added_to() -> None:
     assert not {b"onetrip-attempt", b"onetrip-debug"} & set(found)
 
 
+def test_a_strangers_early_data_changes_nothing() -> None:
+    """Else a 425, which only its field keeps from being retried (RFC 8470 section 5.2), would go to the client."""
+    request = head((b"early-data", b"1"))
+    assert b"early-data" not in forwarded(request, STRANGER)
+    assert b"early-data" not in request.known
+
+
+@pytest.mark.parametrize(("parent", "kept"), [(TRACEPARENT, True), (b"nonsense", False)])
+def test_a_replaced_traceparent_takes_its_state_along(parent: bytes, kept: bool) -> None:
+    found = forwarded(head((b"traceparent", parent), (b"tracestate", b"a=b")), STRANGER)
+    assert (b"tracestate" in found) == kept
+
+
 @pytest.mark.parametrize("hop", [TRUSTED, STRANGER])
 def test_ids_are_kept_whoever_sends_them(hop: Hop) -> None:
     found = forwarded(head((b"x-request-id", b"mine-42"), (b"traceparent", TRACEPARENT)), hop)
