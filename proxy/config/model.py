@@ -54,6 +54,7 @@ HeaderValue = Annotated[str, text(r"^[^\r\n\x00]*$", "the value of a header")]
 UpgradeProtocol = Annotated[
     str, text(f"^{TOKEN}(?:/{TOKEN})?$", "the name of a protocol such as websocket", lambda given: given.strip())
 ]
+InstanceName = Annotated[str, text(r"^[A-Za-z0-9._-]{1,64}$", "a name of up to 64 letters, digits and ._-")]
 Url = Annotated[str, text(r"^https?://[^\s/]+(?:/\S*)?$", "a URL such as http://127.0.0.1:4318")]
 
 
@@ -242,6 +243,12 @@ class Config(Section):
         default_factory=AccessLogSection, description="One line per request; or `off`."
     )
     tracing: TracingSection | None = Field(default=None, description="Spans by OpenTelemetry. Absent: none.")
+    instance: InstanceName | None = Field(
+        default=None,
+        description="Its name in `cdn-loop`, by which it knows its own requests; replicas may share one. Absent: a "
+        "random one, kept over reloads and SIGUSR2.",
+        examples=["edge-7"],
+    )
     workers: Workers = Field(default=1, description="Processes; `auto`: one per core.")
     limits: LimitsSection = Field(default_factory=LimitsSection, description="Bounds on what clients may ask for.")
     shutdown: ShutdownSection = Field(default_factory=ShutdownSection, description="What SIGTERM does.")

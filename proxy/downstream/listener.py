@@ -163,7 +163,8 @@ class ServerConnection(Connection):
         self.client = address or "unix"
         self.log_start = msgspec.json.encode({"listener": listener.name, "client": self.client})[1:-1]
         proto = b"https" if listener.tls is not None else b"http"
-        self.hop = Hop(address.encode() or b"unknown", proto, listener.via_name, listener.trusts(address))
+        trusted = listener.trusts(address)
+        self.hop = Hop(address.encode() or b"unknown", proto, listener.via_name, trusted, listener.loop_name)
 
     def _open(self, codec: Codec) -> None:
         self.codec = codec
@@ -569,6 +570,7 @@ class Listener:
         proxy_protocol: bool = False,
         trusted: tuple[IPv4Network | IPv6Network, ...] = (),
         via_name: bytes = b"onetrip",
+        loop_name: bytes = b"onetrip",
         new_exchange: Callable[[Listener, ServerConnection], Any] = Exchange,
     ) -> None:
         self.name = name
@@ -583,6 +585,7 @@ class Listener:
         self.proxy_protocol = proxy_protocol
         self.trusted = trusted
         self.via_name = via_name
+        self.loop_name = loop_name
         self.new_exchange = new_exchange  # who handles a request: an Exchange, or the admin's own
         self.counters = ListenerCounters()
         self.connections: set[ServerConnection] = set()
@@ -657,6 +660,7 @@ class Listener:
         self.tls = fresh.tls
         self.proxy_protocol = fresh.proxy_protocol
         self.trusted = fresh.trusted
+        self.loop_name = fresh.loop_name
 
     # -- the record of a request -------------------------------------------------------------------
 

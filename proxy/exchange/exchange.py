@@ -208,8 +208,9 @@ class Exchange(StreamHandler):
             if refused is not None:
                 self.refuse(refused)
                 return
-            if not request.upgrade and method != b"CONNECT":
-                self._stay_ordinary()
+            if not request.upgrade and method != b"CONNECT":  # ignored: the request ends with its head
+                self.switching, self.bodyless, self.replay = False, True, None
+                self.stream.received_end = True
         self.route = route
         self.total = route.timeouts.total
         if self.grpc and (left := timeout_s(request)) is not None and left < self.total:
@@ -237,13 +238,6 @@ class Exchange(StreamHandler):
             if delay is not None:
                 self.hedge_at = now + delay
         self._try(Attempt(self, target, 1, False, now), now)
-
-    def _stay_ordinary(self) -> None:
-        """An upgrade that is ignored: the request ends with its head, like any other without a body."""
-        self.switching = False
-        self.bodyless = self.request_end = True
-        self.replay = None
-        self.stream.received_end = True
 
     def on_data(self, data: bytes, end: bool) -> None:
         """Request body bytes (or, in a tunnel, the client's)."""

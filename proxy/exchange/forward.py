@@ -1,5 +1,8 @@
-"""What a forwarded request says of its way: `x-forwarded-*`, `via`, `x-request-id`, `traceparent` (RFC 9110 section
-7.6.3, W3C Trace Context).
+"""What a forwarded request says of its way: `x-forwarded-*`, `via`, `cdn-loop`, `x-request-id`, `traceparent` (RFC 9110
+section 7.6.3, RFC 8586, W3C Trace Context).
+
+All of this kind have one name in `via`, so two in a row are no loop. What tells them apart is `cdn-loop`, which is made
+for that: each adds its own name, nobody removes another's, and who finds his own refuses the request.
 
 From a trusted peer, what it said is kept and added to; anybody else's claims are removed (`http.claims`). Routes are
 matched after that: a claim chooses no route.
@@ -23,6 +26,7 @@ _REWRITTEN: Final = frozenset(
     (
         CLAIMED,
         b"via",
+        b"cdn-loop",
         b"x-forwarded-for",
         b"x-forwarded-proto",
         b"x-forwarded-host",
@@ -41,7 +45,6 @@ _TRACEPARENT: Final = re.compile(
 """Version 00 has exactly these 55 octets. What a higher one may add behind another dash is not known yet, and kept
 where it is as plain as the rest: a JSON line can hold it as it stands."""
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,200}\Z")
-_VIA_MEMBER: Final = re.compile(rb"[ \t]*[^ \t,]+[ \t]+([^ \t,(]+)")
 
 NO_CONNECT: Final = "this route forwards no CONNECT: `connect: true` on the route would allow it"
 
@@ -84,19 +87,26 @@ def new_traceparent() -> bytes:
 
 
 class Hop:
-    """What one downstream connection adds to each request: built once when it is accepted."""
+    """What one downstream connection adds to each request: built once when it is accepted.
 
-    __slots__ = ("peer", "proto", "standing", "trusted", "via_name")
+    `via_name` is what all of this kind are called, `loop_name` this one alone (with its workers and successors).
+    """
 
-    def __init__(self, peer: bytes, proto: bytes, via_name: bytes, trusted: bool) -> None:
+    __slots__ = ("loop_name", "peer", "proto", "standing", "trusted", "via_name")
+
+    def __init__(
+        self, peer: bytes, proto: bytes, via_name: bytes, trusted: bool, loop_name: bytes = b"onetrip"
+    ) -> None:
         self.peer = peer
         self.proto = proto
         self.via_name = via_name
         self.trusted = trusted
+        self.loop_name = loop_name
         self.standing: list[Field] = [
             (b"x-forwarded-for", peer),
             (b"x-forwarded-proto", proto),
             (b"via", b"1.1 " + via_name),
+            (b"cdn-loop", loop_name),
         ]
 
 
@@ -118,30 +128,35 @@ def rewrite(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyError:
 def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyError:
     known = head.known
     via = known.get(b"via", b"")
-    if via and hop.via_name in _pseudonyms(via):
-        said = via[:200].decode("latin-1")
-        text = f"this proxy ({hop.via_name.decode()}) already forwarded the request: via is {said!r}"
+    loop = known.get(b"cdn-loop", b"")
+    if loop and _names(loop, hop.loop_name):
+        text = f"this proxy ({hop.loop_name.decode()}) already forwarded the request: cdn-loop is {quoted(loop)}"
         return ProxyError(Kind.LOOP, text)
     mine = head.version + b" " + hop.via_name
     request_id = known.get(b"x-request-id", b"")
     if not _REQUEST_ID.match(request_id):
         request_id = identifiers.take()[:32]
+    received: list[Any] = head.fields  # Any: compiled code would rebuild tuples, and HTTP/2 marks some by their type
     traceparent = known.get(b"traceparent", b"")
     if not _TRACEPARENT.match(traceparent):
+        if traceparent:  # its state goes with it (W3C Trace Context section 4.3)
+            received = [field for field in received if field[0] != b"tracestate"]
         traceparent = new_traceparent()
     peers, proto, host = hop.peer, hop.proto, head.authority
-    if hop.trusted:
+    if not hop.trusted:
+        known.pop(b"early-data", None)  # a stranger's word, also for what becomes of a 425
+    else:
         earlier = known.get(b"x-forwarded-for")
         peers = earlier + b", " + hop.peer if earlier else hop.peer
         proto = known.get(b"x-forwarded-proto") or proto
         host = known.get(b"x-forwarded-host") or host
-    received: list[Any] = head.fields  # Any: compiled code would rebuild tuples, and HTTP/2 marks some by their type
     if CLAIMED in known and not hop.trusted:
         received = [field for field in received if not is_claim(field[0])]
     fields = [field for field in received if field[0] not in _REWRITTEN]
     fields.append((b"x-forwarded-for", peers))
     fields.append((b"x-forwarded-proto", proto))
     fields.append((b"via", via + b", " + mine if via else mine))
+    fields.append((b"cdn-loop", loop + b", " + hop.loop_name if loop else hop.loop_name))
     fields.append((b"x-forwarded-host", host))
     fields.append((b"x-request-id", request_id))
     fields.append((b"traceparent", traceparent))
@@ -149,10 +164,15 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
     if forwards is not None:
         hops = decimal(forwards, 9) if head.method in (b"OPTIONS", b"TRACE") else None
         fields.append((b"max-forwards", forwards if hops is None else b"%d" % max(0, hops - 1)))
-    if hop.trusted and known.get(b"early-data") == b"1":
+    if known.get(b"early-data") == b"1":
         fields.append((b"early-data", b"1"))
     head.fields = fields
     return request_id, traceparent
+
+
+def _names(loop: bytes, name: bytes) -> bool:
+    """Whether a `cdn-loop` has this name, with parameters or without (RFC 8586 section 2)."""
+    return any(member.partition(b";")[0].strip(b" \t") == name for member in loop.split(b","))
 
 
 def settle_tunnel(head: RequestHead, route: Route) -> ProxyError | None:
@@ -172,10 +192,6 @@ def settle_tunnel(head: RequestHead, route: Route) -> ProxyError | None:
         Kind.NOT_IMPLEMENTED,
         f"this route takes no upgrade to {quoted(asked)}: `upgrade` on the route names what it takes",
     )
-
-
-def _pseudonyms(via: bytes) -> list[bytes]:
-    return [match.group(1) for member in via.split(b",") if (match := _VIA_MEMBER.match(member))]
 
 
 def is_last_hop(head: RequestHead) -> bool:

@@ -114,6 +114,7 @@ KNOWN_REQUEST_FIELDS: Final = frozenset(
     (
         b"accept",
         b"authorization",
+        b"cdn-loop",
         b"cookie",
         b"early-data",
         b"idempotency-key",

@@ -3,7 +3,7 @@
 A program that starts another on SIGUSR2 passes its sockets as `ONETRIP_SOCKETS={"name": fd, …}` and a pipe as
 `ONETRIP_READY_FD`; systemd passes `LISTEN_FDS` with `LISTEN_FDNAMES` (sd_listen_fds(3)). Such a socket is used where
 its name is a listener's (or `admin`): systemd's whatever its address, the predecessor's where the config still has the
-address that it is bound to.
+address that it is bound to. `ONETRIP_INSTANCE` is the predecessor's name, which this program goes on with.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 SOCKETS_VARIABLE: Final = "ONETRIP_SOCKETS"
 READY_VARIABLE: Final = "ONETRIP_READY_FD"
+INSTANCE_VARIABLE: Final = "ONETRIP_INSTANCE"
+INSTANCE: Final = os.environ.pop(INSTANCE_VARIABLE, "") or os.urandom(4).hex()
+"""What tells this program from others of its kind (`cdn-loop`). Made before workers are forked: they share it."""
 ADMIN: Final = "admin"
 BACKLOG: Final = 4096
 FAST_OPEN_QUEUE: Final = 1024
@@ -181,7 +184,7 @@ def _adopt(fd: int) -> socket.socket:
 def environment_for(sockets: dict[str, socket.socket], ready_fd: int) -> tuple[dict[str, str], list[int]]:
     """What a successor needs: its environment's additions, and the descriptors to pass."""
     numbers = json.dumps({name: sock.fileno() for name, sock in sockets.items()})
-    return {SOCKETS_VARIABLE: numbers, READY_VARIABLE: str(ready_fd)}, [
+    return {SOCKETS_VARIABLE: numbers, READY_VARIABLE: str(ready_fd), INSTANCE_VARIABLE: INSTANCE}, [
         *(sock.fileno() for sock in sockets.values()),
         ready_fd,
     ]

@@ -34,6 +34,7 @@ from proxy.upstream.sessions import Sessions
 from proxy.upstream.upstream import UpstreamRuntime
 from tlscache.context import CertificatePair, ServerContext, ServerSettings
 
+from .inheritance import INSTANCE
 from .rehearsal import rehearse
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ class Worker:
             tls=contexts.get(section.name),
             proxy_protocol=section.proxy_protocol,
             trusted=section.trusted,
+            loop_name=b"onetrip-" + (self.config.instance or INSTANCE).encode(),
         )
 
     def on_warm(self) -> None:

@@ -13,7 +13,16 @@ import pytest
 
 from proxy.config import Address, parse_config
 from proxy.process import inheritance as listening
-from proxy.process.inheritance import ADMIN, READY_VARIABLE, SOCKETS_VARIABLE, bind, environment_for, open_sockets
+from proxy.process.inheritance import (
+    ADMIN,
+    INSTANCE,
+    INSTANCE_VARIABLE,
+    READY_VARIABLE,
+    SOCKETS_VARIABLE,
+    bind,
+    environment_for,
+    open_sockets,
+)
 
 
 def config(web: str = "127.0.0.1:0", admin: str = "127.0.0.1:0", more: str = "") -> Any:
@@ -224,7 +233,8 @@ def test_any_name_is_handed_over(kept: Kept, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_a_successor_is_given(kept: Kept) -> None:
     web, admin = kept.server(), kept.server()
     extra, fds = environment_for({"web": web, ADMIN: admin}, 42)
-    assert extra == {SOCKETS_VARIABLE: json.dumps({"web": web.fileno(), "admin": admin.fileno()}), READY_VARIABLE: "42"}
+    sockets = json.dumps({"web": web.fileno(), "admin": admin.fileno()})
+    assert extra == {SOCKETS_VARIABLE: sockets, READY_VARIABLE: "42", INSTANCE_VARIABLE: INSTANCE}
     assert fds == [web.fileno(), admin.fileno(), 42]
 
 
