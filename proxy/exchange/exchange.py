@@ -616,6 +616,10 @@ class Exchange(StreamHandler):
             return
         self._time_out(now)
 
+    def break_down(self, error: Exception) -> None:
+        """Our code for it raised: its client sees the connection end."""
+        self.connection.break_down(error)
+
     def _continue(self, now: float) -> None:
         """The client may wait for a 100, and no origin has said a word about it."""
         self.continue_at = 0.0
