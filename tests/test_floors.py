@@ -34,11 +34,11 @@ LINES_MAX = 400
 FUNCTION_LINES_MAX = 75
 LONGER = {
     # A state machine each, whose rules stand on top: to cut one in two would hide what depends on what.
-    "proxy/upstream/connection.py": 480,
-    "proxy/exchange/exchange.py": 780,
-    "proxy/downstream/listener.py": 770,
+    "proxy/upstream/connection.py": 510,
+    "proxy/exchange/exchange.py": 810,
+    "proxy/downstream/listener.py": 790,
     "proxy/upstream/pool.py": 660,
-    "proxy/http/connection.py": 500,
+    "proxy/http/connection.py": 550,
     "proxy/l4/tunnel.py": 600,
     "proxy/process/worker.py": 430,
     # A table of scenarios.

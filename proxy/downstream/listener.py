@@ -674,11 +674,14 @@ class Listener:
 
     def tick(self) -> None:
         """Once a second: what codecs count over time."""
-        for connection in self.connections:
-            if connection.state is _OPEN and connection.codec.multiplexed:
-                connection.codec.tick()
-                if connection.codec.pending:
-                    connection.touch()
+        for connection in list(self.connections):
+            try:
+                if connection.state is _OPEN and connection.codec.multiplexed:
+                    connection.codec.tick()
+                    if connection.codec.pending:
+                        connection.touch()
+            except Exception as error:
+                self.turn.failed(connection, error)
 
     def trusts(self, address: str) -> bool:
         """Whether a client's own claims (`x-forwarded-*`, `onetrip-debug`) count. A Unix socket's do."""

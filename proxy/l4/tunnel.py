@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from tlscache.context import ServerContext
 
 RACE_AFTER_S: Final = 0.25
-ACCEPT_BATCH: Final = 64
+ACCEPT_BATCH: Final = 16
 ACCEPT_PAUSE_S: Final = 0.1
 LINGER_S: Final = 1.0
 LINGER_READS: Final = 16

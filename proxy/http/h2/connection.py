@@ -28,7 +28,7 @@ from .stream import H2Limits, Half
 
 _CONTINUATIONS_MAX: Final = 128
 _SETTINGS_TIMEOUT: Final = 4  # RFC 9113 section 7
-_WORK_MAX: Final = 256
+_WORK_MAX: Final = 128
 _HEAD_WORK: Final = 8
 _UNSENT_MAX: Final = 1 << 20  # bytes that the peer doesn't take, past which we don't read what would add to them
 
