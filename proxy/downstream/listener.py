@@ -26,7 +26,7 @@ import msgspec
 from proxy.errors import Kind, ProxyError
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.forward import Hop
-from proxy.http.connection import WRITE_HIGH_WATER, Connection, ConnectionStream, socket_of
+from proxy.http.connection import BULK_BYTES, WRITE_HIGH_WATER, Connection, ConnectionStream, socket_of
 from proxy.http.h1 import H1Limits, H1ServerCodec
 from proxy.http.h2 import H2Limits, H2ServerCodec
 from proxy.http.message import HeadersReceived, HeadRefused, RequestHead, ResponseHead
@@ -59,6 +59,7 @@ IDLE_S: Final = 300.0
 UNSEEN_S: Final = 1.0
 DRAIN_IDLE_S: Final = 0.5
 LINGER_S: Final = 2.0
+FLIGHT_BYTES_MAX: Final = 32 * 1024  # of a handshake that waits for its turn
 GOAWAY_S: Final = 2.0
 """How long a client has to notice a GOAWAY: what it sends after the last one is refused."""
 LINGER_BYTES: Final = 4 * 1024 * 1024
@@ -93,6 +94,7 @@ class ServerConnection(Connection):
         "client",
         "draining",
         "early",
+        "flight",
         "half_closed",
         "head_since",
         "hop",
@@ -125,6 +127,7 @@ class ServerConnection(Connection):
         self.half_closed = 0.0
         self.probes = 0
         self.prelude = b""
+        self.flight = b""  # of the client's TLS handshake, while it waits for its turn
         self.proxy_header: ProxyProtocolReader | None = None
 
     def __repr__(self) -> str:
@@ -180,26 +183,65 @@ class ServerConnection(Connection):
         turn.depth += 1
         turn.now = monotonic()
         try:
-            engine = self.engine
-            if engine is not None and self.proxy_header is None:
-                data = engine.receive(data)
-                if engine.state is not _TLS_OPEN:
-                    self._drive_tls(engine)
-                elif self.early is not None:
-                    self._confirm(self.early)
-            if self.state is _OPEN:
-                if data:
-                    self._receive(data)
-            elif self.state is _LINGERING:
-                self._discard(len(data))
-            elif self.state is _PRELUDE:
-                self._read_prelude(data)
-            if engine is not None and (engine.eof_received or engine.state is _TLS_CLOSED) and self.state is _OPEN:
-                self._client_sends_no_more()
+            if len(data) >= BULK_BYTES and self.state is _OPEN:
+                self.after_bulk(len(data))
+            if self.engine is not None and self.state is _PRELUDE and self.proxy_header is None:
+                self._queue_flight(data)
+            else:
+                self._take(data)
+        except Exception as error:
+            turn.failed(self, error)
         finally:
             turn.depth -= 1
             if turn.dirty and not turn.depth:
                 turn.flush()
+
+    def _queue_flight(self, data: bytes) -> None:
+        """A step of a handshake costs as much as many requests: those of a thousand clients at once take turns."""
+        self.flight += data
+        if not self.waiting:
+            self.waiting = True
+            self.turn.wait(self)
+        if len(self.flight) > FLIGHT_BYTES_MAX and not self.read_paused and self.transport is not None:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def take_turn(self) -> None:
+        """Go on with the handshake, or with what the client has sent ahead."""
+        if self.state is _PRELUDE:
+            self.waiting = False
+            self._take_flight()
+        elif self.state is _OPEN:
+            super().take_turn()
+        else:
+            self.waiting = False
+
+    def _take_flight(self) -> None:
+        flight, self.flight = self.flight, b""
+        transport = self.transport
+        if self.read_paused and transport is not None and not transport.is_closing():
+            self.read_paused = False
+            transport.resume_reading()
+        if flight and transport is not None:
+            self._take(flight)
+
+    def _take(self, data: bytes) -> None:
+        engine = self.engine
+        if engine is not None and self.proxy_header is None:
+            data = engine.receive(data)
+            if engine.state is not _TLS_OPEN:
+                self._drive_tls(engine)
+            elif self.early is not None:
+                self._confirm(self.early)
+        if self.state is _OPEN:
+            if data:
+                self._receive(data)
+        elif self.state is _LINGERING:
+            self._discard(len(data))
+        elif self.state is _PRELUDE:
+            self._read_prelude(data)
+        if engine is not None and (engine.eof_received or engine.state is _TLS_CLOSED) and self.state is _OPEN:
+            self._client_sends_no_more()
 
     def _receive(self, data: bytes) -> None:
         codec = self.codec
@@ -215,15 +257,20 @@ class ServerConnection(Connection):
             self.head_since = 0.0
         elif self.head_since < 0.0:
             self._wait_for_head()
-        if codec.reading is self.read_paused or codec.multiplexed or codec.closing:
+        if codec.reading is self.read_paused or codec.multiplexed or codec.closing or codec.pending:
             self.after_receive()
 
     def after_pending(self) -> None:
         """Pipelined bytes were read: perhaps a head that is not complete."""
+        if self.streams:
+            self.head_since = 0.0
+            if self.half_closed:
+                now = self.turn.now
+                self.listener.timers.set(self, now + PROBE_AFTER_S, now)
+        elif not self.codec.closing:
+            self._wait_for_head()
         if self.codec.closing:
             self.touch()
-        elif not self.streams:
-            self._wait_for_head()
 
     def _wait_for_head(self) -> None:
         """Nothing is open after bytes came: a request was answered at once, or a head is unfinished."""
@@ -308,6 +355,8 @@ class ServerConnection(Connection):
         self.turn.begin()
         try:
             engine = self.engine
+            if self.flight:
+                self._take_flight()
             if self.state is not _OPEN:
                 return False
             if engine is not None:
@@ -319,6 +368,9 @@ class ServerConnection(Connection):
                     self._end_now()
                     return False
             return self._client_sends_no_more()
+        except Exception as error:
+            self.turn.failed(self, error)
+            return False
         finally:
             self.turn.end()
 
@@ -327,8 +379,9 @@ class ServerConnection(Connection):
             return bool(self.streams)
         now = self.half_closed = monotonic()
         self.deliver(self.codec.receive_eof())
-        if self.codec.pending:
-            self.deliver(self.codec.receive(b""))
+        if self.codec.pending:  # what it has sent ahead is answered, in turns
+            self.touch()
+            return True
         if not self.streams:
             self.touch()
             if not self.codec.closing:
@@ -625,11 +678,14 @@ class Listener:
 
     def tick(self) -> None:
         """Once a second: what codecs count over time."""
-        for connection in self.connections:
-            if connection.state is _OPEN and connection.codec.multiplexed:
-                connection.codec.tick()
-                if connection.codec.pending:
-                    connection.touch()
+        for connection in list(self.connections):
+            try:
+                if connection.state is _OPEN and connection.codec.multiplexed:
+                    connection.codec.tick()
+                    if connection.codec.pending:
+                        connection.touch()
+            except Exception as error:
+                self.turn.failed(connection, error)
 
     def trusts(self, address: str) -> bool:
         """Whether a client's own claims (`x-forwarded-*`, `onetrip-debug`) count. A Unix socket's do."""

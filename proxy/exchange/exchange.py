@@ -256,6 +256,9 @@ class Exchange(StreamHandler):
             if data:
                 replay.append(data)
                 self.replay_bytes += len(data)
+            if self.switching:
+                self._hold_for_tunnel(end)
+                return
             if self.replay_bytes > REPLAY_BYTES:
                 if any(attempt.stream is not None for attempt in self.attempts):
                     self.replay = None
@@ -265,6 +268,23 @@ class Exchange(StreamHandler):
             attempt.send_data(data, end)
         if end:
             self._arm(self.active_at)
+
+    def _hold_for_tunnel(self, end: bool) -> None:
+        """What comes before the answer is the tunnel's, if there will be one: kept until then, all of it."""
+        if end:
+            self.client_eof = True
+        if self.replay_bytes > REPLAY_BYTES:
+            self.pause_request()
+
+    def _send_held(self, attempt: Attempt) -> None:
+        """The tunnel is open: its first bytes."""
+        chunks, self.replay = self.replay, None
+        for chunk in chunks or ():
+            attempt.send_data(chunk, False)
+        if self.client_eof:
+            attempt.send_data(b"", True)
+        if self.request_paused and not attempt.blocked:
+            self.resume_request()
 
     def on_trailers(self, fields: Fields) -> None:
         """The request's trailers end it."""
@@ -381,9 +401,12 @@ class Exchange(StreamHandler):
         """
         if head.status == 101 or (self.head.method == b"CONNECT" and head.status < 300):
             self.tunnel = True
-            self.request_end = False
+            self.request_end = self.client_eof
             attempt.hold(self.first_byte_at, self.first_byte_at - attempt.connected_at)
+            self._send_held(attempt)
             return
+        self.replay = None
+        self.resume_request()
         self.stream.received_end = True
         if attempt.stream is not None:
             attempt.stream.sent_end = True
@@ -624,6 +647,10 @@ class Exchange(StreamHandler):
             self._arm(now)
             return
         self._time_out(now)
+
+    def break_down(self, error: Exception) -> None:
+        """Our code for it raised: its client sees the connection end."""
+        self.connection.break_down(error)
 
     def _continue(self, now: float) -> None:
         """The client may wait for a 100, and no origin has said a word about it."""

@@ -5,6 +5,9 @@
 
 Rules:
 - Writes gather in the codec and leave once per turn (`turn`).
+- What a peer has sent ahead (`Codec.pending`) is read in turns with the other connections, a bounded piece each time;
+  so is what it sends faster than `BULK_TURN_BYTES` a pass of the event loop.
+- An exception out of our own code ends this connection, and no other one (`break_down`).
 - Reading stops while the codec's bound of unconsumed bytes is full (`Codec.reading`), and goes on when they have been
   consumed.
 - A stream is done when both of its halves have ended; the subclass is told by `stream_done`.
@@ -47,6 +50,11 @@ WRITE_HIGH_WATER: Final = 64 * 1024
 UNREAD_MAX: Final = 1024 * 1024
 """HTTP/2 answers to requests (heads, resets, acknowledgements) have no flow control: past this, we stop asking for
 more.
+"""
+BULK_BYTES: Final = 128 * 1024
+BULK_TURN_BYTES: Final = 1024 * 1024
+"""The event loop reads again at once while a read fills its buffer: after so many bytes of such reads, others have
+their turn.
 """
 _TCP_INFO_BYTES: Final = 256
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger
@@ -137,7 +145,19 @@ class Connection:
     it.
     """
 
-    __slots__ = ("codec", "dirty", "engine", "eof_sent", "read_paused", "streams", "transport", "turn", "writable")
+    __slots__ = (
+        "bulk_left",
+        "codec",
+        "dirty",
+        "engine",
+        "eof_sent",
+        "read_paused",
+        "streams",
+        "transport",
+        "turn",
+        "waiting",
+        "writable",
+    )
 
     codec: Codec  # set when the protocol is known: at once, or by ALPN or the first bytes
 
@@ -147,6 +167,8 @@ class Connection:
         self.engine: TLSEngine | None = None
         self.streams: dict[int, ConnectionStream] = {}
         self.dirty = False
+        self.waiting = False  # for its turn
+        self.bulk_left = BULK_TURN_BYTES
         self.writable = True
         self.read_paused = False
         self.eof_sent = False
@@ -269,12 +291,46 @@ class Connection:
         codec = self.codec
         if self.may_read() is self.read_paused:
             self.adjust_reading()
-        if not self.dirty and (codec.multiplexed or codec.closing):
+        if not self.dirty and (codec.multiplexed or codec.closing or codec.pending):
             self.touch()
 
+    def after_bulk(self, size: int) -> None:
+        """A read of at least `BULK_BYTES`: more of its kind may follow in this pass of the loop."""
+        self.bulk_left -= size
+        if self.bulk_left <= 0 and not self.waiting:
+            self.waiting = True
+            self.turn.wait(self)
+            if not self.read_paused:
+                self.adjust_reading()
+
+    def take_turn(self) -> None:
+        """Go on with what the peer has sent ahead, or sends in bulk."""
+        self.waiting = False
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if self.bulk_left <= 0:
+            self.bulk_left = BULK_TURN_BYTES
+            if self.read_paused:
+                self.adjust_reading()
+        self.read_ahead()
+
+    def read_ahead(self) -> None:
+        """A bounded piece of what is `pending`."""
+        codec = self.codec
+        if codec.pending and self.may_go_on():
+            self.deliver(codec.receive(b""))
+            self.after_pending()
+            if codec.multiplexed or codec.pending:
+                self.touch()
+
+    def may_go_on(self) -> bool:
+        """Whether more of what is pending may be read: a client that does not read its answers gets no further ones."""
+        return self.writable
+
     def may_read(self) -> bool:
-        """Whether the codec's bound, and what the peer leaves unread of what we sent, allow more input."""
-        if not self.codec.reading:
+        """Whether the codec's bound, our turn, and what the peer leaves unread of what we sent, allow more input."""
+        if not self.codec.reading or self.bulk_left <= 0:
             return False
         if self.writable:
             return True
@@ -326,9 +382,9 @@ class Connection:
             self.shut_down_writing()
         if self.may_read() is self.read_paused:
             self.adjust_reading()
-        if codec.pending and self.writable:  # a client that does not read its answers gets no further ones
-            self.deliver(codec.receive(b""))
-            self.after_pending()
+        if codec.pending and self.writable and not self.waiting:
+            self.waiting = True
+            self.turn.wait(self)
 
     def after_pending(self) -> None:
         """Held bytes were read; whatever they left behind."""
@@ -365,6 +421,8 @@ class Connection:
                 if stream.blocked and not stream.held and stream.handler is not None:
                     stream.blocked = False
                     stream.handler.on_writable()
+        except Exception as error:
+            self.turn.failed(self, error)
         finally:
             self.turn.end()
 
@@ -397,19 +455,36 @@ class Connection:
             self.transport.abort()
 
     def fail_streams(self, error: Error) -> None:
-        """Reset every open stream towards its handler."""
+        """Reset every open stream towards its handler. One that raises is reported, and the others are reset too."""
         for stream in list(self.streams.values()):
-            self._reset_stream(stream, error)
+            try:
+                self._reset_stream(stream, error)
+            except Exception as fault:
+                self.streams.pop(stream.id, None)
+                self.turn.report(stream, fault)
+
+    def break_down(self, error: Exception) -> None:
+        """Our code for this connection raised: it ends at once, and every stream's handler hears of it."""
+        transport = self.transport
+        if transport is not None:
+            transport.abort()  # first: nothing below may keep the socket open
+        self.fail_streams(ProxyError(Kind.TERMINATED, f"failed within the proxy: {error!r}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
-        unprocessed = self.request_unsent() if self.streams else False
-        self.transport = None
         self.turn.begin()
         try:
+            unprocessed = self.request_unsent() if self.streams else False
+            self.transport = None
             text = f"connection lost: {exc}" if exc else "connection closed"
             self.fail_streams(ProxyError(Kind.TERMINATED, text, unprocessed=unprocessed))
+        except Exception as error:
+            self.transport = None
+            self.turn.failed(self, error)
+        try:
             self.on_lost(exc)
+        except Exception as error:
+            self.turn.failed(self, error)
         finally:
             self.turn.end()
 

@@ -386,6 +386,11 @@ class Relay:
         """Cut both, visibly. Idempotent."""
         self._break(reason)
 
+    def break_down(self, error: Exception) -> None:
+        """Our code for it raised."""
+        if self.state is not State.CLOSED:
+            self._reset(f"failed within the proxy: {error!r}")
+
 
 def _socket_error(sock: socket.socket) -> OSError:
     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

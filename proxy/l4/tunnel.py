@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from tlscache.context import ServerContext
 
 RACE_AFTER_S: Final = 0.25
-ACCEPT_BATCH: Final = 64
+ACCEPT_BATCH: Final = 16
 ACCEPT_PAUSE_S: Final = 0.1
 LINGER_S: Final = 1.0
 LINGER_READS: Final = 16
@@ -398,12 +398,16 @@ class Tunnel:
         self.listener.worker.timers.cancel(self)
         self.listener.done(self, reason)
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "the proxy is stopping") -> None:
         """Cut it."""
         if self.relay is not None:
-            self.relay.abort("the proxy is stopping")
+            self.relay.abort(reason)
         else:
-            self._end("the proxy is stopping", Outcome.CANCELLED)
+            self._end(reason, Outcome.CANCELLED)
+
+    def break_down(self, error: Exception) -> None:
+        """Our code for it raised."""
+        self.abort(f"failed within the proxy: {error!r}")
 
 
 class TunnelListener:
@@ -474,6 +478,11 @@ class TunnelListener:
             tunnel = Tunnel(self, client, address)
             self.tunnels.add(tunnel)
             tunnel.start()
+
+    def break_down(self, error: Exception) -> None:
+        """Our code for a client raised while it was accepted: the others are still to be."""
+        if self._sock is not None:
+            self.worker.reactor.watch(self._sock.fileno(), READ, self)
 
     def _pause_accepting(self, sock: socket.socket, error: OSError) -> None:
         """Out of descriptors, or memory: the backlog holds the clients meanwhile."""

@@ -7,7 +7,10 @@ Rules:
 - Events are level-triggered: what a watcher leaves unread is reported again. `BROKEN` is reported whether asked for or
   not, so a watcher that can do nothing about it has to `forget`.
 - Descriptor numbers are reused at once. Events that were fetched before their descriptor was forgotten are dropped.
-- A watcher that raises is our bug: it is reported to the loop and no longer called, and the others get their events.
+- A watcher that raises is our bug: it is reported, no longer called, and ended alone (`Turn.failed`); the others get
+  their events.
+- Events are served for `PASS_S`, then the rest of the worker has its turn; what is left is served first in the next
+  pass, so that nobody who is always ready keeps the others from being heard.
 - A relay in bulk rests after each big splice: one timer for all of them instead of a wake-up for each few packets. It
   is what network drivers call interrupt moderation, for the same reason: going to sleep and waking up cost more than
   moving the bytes.
@@ -16,7 +19,11 @@ Rules:
 from __future__ import annotations
 
 import select
+from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
+
+from .turn import Breakable
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,16 +41,18 @@ ROUNDS_MAX: Final = 4
 """How often one wake-up asks for events, where each time brought several: under load that spares the loop's own
 polling; the rest of the worker has its turn in between."""
 _SEVERAL: Final = 4
+PASS_S: Final = 0.003
+"""How long one pass may take; at least one event is served."""
 
 
-class Watcher(Protocol):
+class Watcher(Breakable, Protocol):
     """Who is told what happens on a descriptor."""
 
     def on_event(self, fd: int, events: int) -> None:
         """The descriptor is readable, writable or broken (an epoll event mask)."""
 
 
-class Resting(Protocol):
+class Resting(Breakable, Protocol):
     """Who is told when it has rested."""
 
     def on_rested(self) -> None:
@@ -59,6 +68,8 @@ class Reactor:
         self._epoll = select.epoll()
         self._watchers: dict[int, Watcher] = {}
         self._resting: list[Resting] = []
+        self._overdue: deque[Resting] = deque()  # have rested, and had no time yet
+        self._left: deque[tuple[int, int]] = deque()  # events that the last pass had no time for
         self._forgotten: set[int] = set()  # since the events at hand were fetched
         loop.add_reader(self._epoll.fileno(), self._poll)
 
@@ -91,17 +102,33 @@ class Reactor:
             self._forgotten.add(fd)
 
     def _poll(self) -> None:
+        if not self._left:  # else the pass that comes soon goes on with them
+            self._serve()
+
+    def _serve(self) -> None:
+        if self._epoll.closed:
+            return
         turn = self._turn
         turn.begin()
         try:
+            end = turn.now + PASS_S
+            left = self._left
             for _ in range(ROUNDS_MAX):
-                self._forgotten.clear()
-                ready = self._epoll.poll(0, EVENTS_MAX)
-                for fd, events in ready:
+                if not left:
+                    self._forgotten.clear()
+                    left.extend(self._epoll.poll(0, EVENTS_MAX))
+                several = len(left) >= _SEVERAL
+                while left:
+                    fd, events = left.popleft()
                     if fd not in self._forgotten:
                         self._tell(fd, events)
-                if len(ready) < _SEVERAL:
+                    if monotonic() >= end:
+                        several = False
+                        break
+                if not several:
                     break
+            if left:
+                self._loop.call_soon(self._serve)  # some of them may be no longer reported
         finally:
             turn.end()
 
@@ -112,15 +139,26 @@ class Reactor:
             self._loop.call_later(REST_S, self._rested)
 
     def _rested(self) -> None:
+        self._overdue.extend(self._resting)
+        self._resting.clear()
+        self._wake()
+
+    def _wake(self) -> None:
         turn = self._turn
         turn.begin()
         try:
-            resting, self._resting = self._resting, []
-            for relay in resting:
+            end = turn.now + PASS_S
+            overdue = self._overdue
+            while overdue:
+                relay = overdue.popleft()
                 try:
                     relay.on_rested()
                 except Exception as error:
-                    self._loop.call_exception_handler({"message": f"{relay!r} failed", "exception": error})
+                    turn.failed(relay, error)
+                if monotonic() >= end:
+                    break
+            if overdue:
+                self._loop.call_soon(self._wake)
         finally:
             turn.end()
 
@@ -132,7 +170,7 @@ class Reactor:
             watcher.on_event(fd, events)
         except Exception as error:
             self.forget(fd)
-            self._loop.call_exception_handler({"message": f"{watcher!r} failed", "exception": error})
+            self._turn.failed(watcher, error)
 
     def close(self) -> None:
         """Watch nothing any more."""

@@ -5,13 +5,16 @@ a bucket: setting and cancelling are a set operation each, and one loop timer wa
 holds at most one deadline.
 
 Precision: deadlines under a second ahead fire within `NEAR_S` after their time, later ones within `FAR_S`; never
-early.
+early. A target that raises is our bug: it is reported and ended alone (`Turn.failed`), and the others get their
+time.
 """
 
 from __future__ import annotations
 
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
+
+from .turn import Breakable
 
 if TYPE_CHECKING:
     import asyncio
@@ -25,7 +28,7 @@ _NEAR_PER_S: Final = 1 / NEAR_S
 _NEAR_PER_FAR: Final = round(FAR_S / NEAR_S)
 
 
-class Timed(Protocol):
+class Timed(Breakable, Protocol):
     """Something with a deadline. `timer_bucket` belongs to `Timers`: None while no deadline is set."""
 
     timer_bucket: set[Timed] | None
@@ -92,8 +95,7 @@ class Timers:
                     try:
                         target.on_timer(now)
                     except Exception as error:
-                        context = {"message": f"timer of {target!r}", "exception": error}
-                        self._loop.call_exception_handler(context)
+                        self._turn.failed(target, error)
         finally:
             self._turn.end()
             if self._buckets:

@@ -3,22 +3,48 @@
 A response's head and body, or an HTTP/2 connection's frames for several streams, leave in one system call. Entry
 points (bytes from a socket, a timer) bracket their work with `begin` and `end`; a write from anywhere else is flushed
 by `call_soon`.
+
+Rules:
+- No connection's work harms another's: one whose flush (or turn) raises is our bug; it is told (`break_down`), reported
+  to the loop, and the others are flushed all the same. `depth` is right whatever is raised.
+- What a peer has sent ahead (pipelined requests, thousands of frames or TLS handshakes at once) waits its turn: `wait`
+  queues a connection, and each pass of the event loop serves the queue for `PASS_S`, in order, one bounded piece of
+  work at a time. Between two passes the loop polls its sockets: who asks for little never waits for who asks for
+  much.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     import asyncio
 
+PASS_S: Final = 0.002
+"""What the queue gets of one pass of the event loop; at least one connection has its turn."""
 
-class Flushable(Protocol):
+
+class Breakable(Protocol):
+    """Something that our code serves, and that ends alone where our code fails."""
+
+    def break_down(self, error: Exception) -> None:
+        """Our code for it raised: it can't go on, and ends at once."""
+
+
+class Flushable(Breakable, Protocol):
     """Something with bytes to send."""
 
     def flush(self) -> None:
         """Send what is buffered."""
+
+
+class Waiting(Breakable, Protocol):
+    """Something with work left that a peer gave it."""
+
+    def take_turn(self) -> None:
+        """Do one bounded piece of it (and `wait` again, where that was not all)."""
 
 
 class Turn:
@@ -26,7 +52,7 @@ class Turn:
     began.
     """
 
-    __slots__ = ("_later", "_loop", "_scheduled", "depth", "dirty", "now")
+    __slots__ = ("_later", "_loop", "_scheduled", "_serving", "_waiting", "depth", "dirty", "now")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -35,6 +61,11 @@ class Turn:
         self.now = monotonic()
         self.dirty: list[Flushable] = []
         self._later: list[Flushable] = []
+        self._waiting: deque[Waiting] = deque()
+        self._serving = False  # the queue is being served, or will be soon
+
+    def __repr__(self) -> str:
+        return f"<Turn depth={self.depth} dirty={len(self.dirty)} waiting={len(self._waiting)}>"
 
     def begin(self) -> None:
         """An entry point starts."""
@@ -68,14 +99,57 @@ class Turn:
         self.flush()
 
     def flush(self) -> None:
-        """Flush now. What a flush makes dirty is flushed as well."""
+        """Flush now. What a flush makes dirty is flushed as well. Never raises."""
         dirty = self.dirty
         while dirty:
             self.dirty = []
             for connection in dirty:
-                connection.flush()
+                try:
+                    connection.flush()
+                except Exception as error:
+                    self.failed(connection, error)
             dirty = self.dirty
 
     def _run(self) -> None:
         self._scheduled = False
         self.flush()
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    def wait(self, connection: Waiting) -> None:
+        """Let `connection` go on when its turn comes. The caller waits once (it keeps a flag)."""
+        self._waiting.append(connection)
+        if not self._serving:
+            self._serving = True
+            self._loop.call_soon(self._serve_waiting)
+
+    def _serve_waiting(self) -> None:
+        waiting = self._waiting
+        self.begin()
+        end = self.now + PASS_S
+        while waiting:
+            connection = waiting.popleft()
+            try:
+                connection.take_turn()
+            except Exception as error:
+                self.failed(connection, error)
+            if self.dirty:
+                self.flush()  # what its turn cost is known only then
+            if monotonic() >= end:
+                break
+        self._serving = len(waiting) > 0
+        if waiting:
+            self._loop.call_soon(self._serve_waiting)
+        self.end()
+
+    def failed(self, one: Breakable, error: Exception) -> None:
+        """Our code for `one` raised: report it, and end this one alone. Never raises."""
+        self.report(one, error)
+        try:
+            one.break_down(error)
+        except Exception as second:
+            self.report(one, second)
+
+    def report(self, what: object, error: Exception) -> None:
+        """Tell the loop's exception handler, which logs it."""
+        self._loop.call_exception_handler({"message": f"{what!r} failed", "exception": error})

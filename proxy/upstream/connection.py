@@ -15,7 +15,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from proxy.errors import Kind, ProxyError
-from proxy.http.connection import WRITE_HIGH_WATER, Connection, ConnectionStream, socket_of, tcp_bytes_sent, tcp_info
+from proxy.http.connection import (
+    BULK_BYTES,
+    WRITE_HIGH_WATER,
+    Connection,
+    ConnectionStream,
+    socket_of,
+    tcp_bytes_sent,
+    tcp_info,
+)
 from proxy.net.dial import connect_error
 from tlscache.early_data import EARLY_BYTES_MAX
 from tlscache.engine import State as TLSState
@@ -229,6 +237,8 @@ class ClientConnection(Connection):
         turn.now = monotonic()
         self.unanswered_since = 0.0
         try:
+            if len(data) >= BULK_BYTES:
+                self.after_bulk(len(data))
             engine = self.engine
             if engine is not None:
                 data = engine.receive(data)
@@ -241,7 +251,7 @@ class ClientConnection(Connection):
             if data and self.state is not _CLOSED:
                 codec = self.codec
                 self.deliver(codec.receive(data))
-                if codec.reading is self.read_paused or codec.multiplexed or codec.closing:
+                if codec.reading is self.read_paused or codec.multiplexed or codec.closing or codec.pending:
                     self.after_receive()
             if (
                 engine is not None
@@ -249,6 +259,8 @@ class ClientConnection(Connection):
                 and self.state is not _CLOSED
             ):
                 self._tls_ended(engine)
+        except Exception as error:
+            turn.failed(self, error)
         finally:
             turn.depth -= 1
             if turn.dirty and not turn.depth:
@@ -290,6 +302,9 @@ class ClientConnection(Connection):
                 if told and self.streams:
                     return True  # a tunnel, half-closed
             return self._origin_ended()
+        except Exception as error:
+            self.turn.failed(self, error)
+            return False
         finally:
             self.turn.end()
 
@@ -360,8 +375,20 @@ class ClientConnection(Connection):
             self.shut_down_writing()
         if codec.reading is self.read_paused:
             self.adjust_reading()
-        if codec.pending:
-            self.deliver(codec.receive(b""))
+        if codec.pending and not self.waiting:
+            self.waiting = True
+            self.turn.wait(self)
+
+    def may_go_on(self) -> bool:
+        """An answer is read whether or not the origin takes the rest of the request."""
+        return True
+
+    def take_turn(self) -> None:
+        """Go on with what the origin has sent ahead, or sends in bulk."""
+        if self.state is _CONNECTING or self.state is _CLOSED:
+            self.waiting = False
+        else:
+            super().take_turn()
 
     def probe_path(self, now: float, every_s: float, dead_after_s: float) -> bool:
         """A PING now and then. False: the last one was not answered in time, the path is dead."""
@@ -443,9 +470,11 @@ class ClientConnection(Connection):
     def give_up(self, error: Error) -> None:
         """The path is dead: end its requests now, and the socket with it."""
         self.turn.begin()
-        self.fail_streams(error)
-        self.abort()
-        self.turn.end()
+        try:
+            self.fail_streams(error)
+            self.abort()
+        finally:
+            self.turn.end()
 
     def fail_streams(self, error: Error) -> None:
         """Reset every open stream towards its handler; none of them may find its next try on this connection."""

@@ -250,6 +250,14 @@ class Link:
         kind = Kind.TLS if self.engine is not None else Kind.TERMINATED
         self._fail(ProxyError(kind, f"{self.pool.target.endpoint}: {what}", unprocessed=True))
 
+    def break_down(self, error: Exception) -> None:
+        """Our code for it raised."""
+        if self.state is State.READY:
+            self.pool.lost(self)
+            self.close()
+        else:
+            self._fail(ProxyError(Kind.UNAVAILABLE, f"the dial failed within the proxy: {error!r}", unprocessed=True))
+
     def _ready(self) -> None:
         self.state = State.READY
         self.pool.upstream.timers.cancel(self)

@@ -517,11 +517,13 @@ class Pool:
     def _adopt_probe(self, connection: ClientConnection) -> None:
         """A probe's connection is as good as any, and one too many where the warm ones are shared."""
         self.upstream.turn.begin()
-        if connection.codec.multiplexed and len(self.shared) >= max(1, self.settings.warm):
-            self._parting.append(connection)  # it has taken a session ticket: the one it gives back is on its way
-        else:
-            self._dialled(connection)
-        self.upstream.turn.end()
+        try:
+            if connection.codec.multiplexed and len(self.shared) >= max(1, self.settings.warm):
+                self._parting.append(connection)  # it has taken a session ticket: the one it gives back is on its way
+            else:
+                self._dialled(connection)
+        finally:
+            self.upstream.turn.end()
 
     def opened_early(self, connection: ClientConnection) -> None:
         """A dial whose first flight carried a request is done: the connection is in use already."""

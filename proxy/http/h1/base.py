@@ -12,6 +12,10 @@ What the next octet from the peer belongs to:
 
 How the body that we send is framed: NOTHING (there is none, or none yet), LENGTH, CHUNKED, UNTIL_CLOSE, TUNNEL.
 
+What waits (an unfinished head, what came behind a message) stands in one bytearray, from which reading takes off the
+front: a bytearray gives its front up without moving the rest, so that bytes are copied a bounded number of times,
+however many messages they are and however they were cut.
+
 A body shorter than the length that was announced is never made to look complete: `closing` becomes true instead.
 """
 
@@ -31,7 +35,8 @@ if TYPE_CHECKING:
 
     from .head import H1Limits
 
-_FORMAT_BYTES_MAX = 4096  # a larger chunk is not copied to stand between its size and CRLF
+_BITE_BYTES: Final = 4096
+_FORMAT_BYTES_MAX: Final = 4096  # a larger chunk is not copied to stand between its size and CRLF
 
 
 class Receive(Enum):
@@ -56,6 +61,7 @@ class Send(Enum):
     TUNNEL = "tunnel"
 
 
+_HEAD: Final = Receive.HEAD
 _LENGTH: Final = Receive.LENGTH
 _CHUNKED: Final = Receive.CHUNKED
 _HOLD: Final = Receive.HOLD
@@ -74,8 +80,10 @@ class H1Connection(Codec):
         "_held",
         "_left",
         "_limits",
+        "_line_checked",
         "_method",
         "_out",
+        "_pending",
         "_persistent",
         "_receive",
         "_scanned",
@@ -94,8 +102,10 @@ class H1Connection(Codec):
         self._draining = False
         self._closing = False
         self._receive = receive
-        self._held: bytes | bytearray = b""  # an unfinished head, or what waits behind a message
+        self._held = bytearray()  # an unfinished head, or what waits behind a message
         self._scanned = 0  # octets of an unfinished head that need no second look
+        self._line_checked = False  # the first line of an unfinished head is right
+        self._pending = False  # what is held can be read now
         self._left = 0  # octets of a LENGTH body still to come
         self._chunks: ChunkedReader | None = None
         self._unconsumed = 0
@@ -132,6 +142,13 @@ class H1Connection(Codec):
     def _read_chunks(self, data: bytes, events: list[Event]) -> bytes | None:
         chunks = self._chunks
         assert chunks is not None
+        rest = self._feed_chunks(chunks, data, events)
+        if rest is None and chunks.rest:
+            self._held += chunks.rest
+            self._pending = True
+        return rest
+
+    def _feed_chunks(self, chunks: ChunkedReader, data: bytes, events: list[Event]) -> bytes | None:
         body = chunks.read(data)
         size = len(body)
         self._unconsumed += size
@@ -147,6 +164,29 @@ class H1Connection(Codec):
         if chunks.fault:
             events.append(self._body_fault(chunks))
         return None
+
+    def _read_held_chunks(self, events: list[Event]) -> bool:
+        """Read on in a chunked body that is held; True: to its end. A bite at a time: what stands behind the body is
+        not copied for it.
+        """
+        held, chunks = self._held, self._chunks
+        assert chunks is not None
+        self._pending = False
+        while held:
+            bite = bytes(held[:_BITE_BYTES])
+            rest = self._feed_chunks(chunks, bite, events)
+            if rest is not None:
+                del held[: len(bite) - len(rest)]
+                return True
+            if chunks.fault:
+                held.clear()
+            elif chunks.rest:
+                del held[: len(bite) - len(chunks.rest)]
+                self._pending = True
+                break
+            else:
+                del held[: len(bite)]
+        return False
 
     def _body_fault(self, chunks: ChunkedReader) -> Event:
         """What a malformed body means for the role."""
@@ -230,8 +270,9 @@ class H1Connection(Codec):
     def _close(self) -> None:
         self._closing = True
         self._sent = True
+        self._pending = False
         self._receive = _CLOSED
-        self._held = b""
+        self._held.clear()
         self._chunks = None
         self._unconsumed = 0
 
@@ -252,10 +293,11 @@ class H1Connection(Codec):
 
     @property
     def reading(self) -> bool:
-        """False while `buffer_bytes` of body wait to be consumed, or more than `header_bytes` wait behind a message."""
-        limits = self._limits
+        """False while `buffer_bytes` of body wait to be consumed, or more than `header_bytes` wait to be read."""
+        limits, waiting = self._limits, len(self._held)
         return self._unconsumed < limits.buffer_bytes and (
-            self._receive is not _HOLD or len(self._held) <= limits.header_bytes
+            waiting <= limits.header_bytes  # or all of a head that fits, and half of the CRLFCRLF that ends it
+            or (waiting < limits.header_bytes + 4 and self._receive is _HEAD and not self._pending)
         )
 
     @property
@@ -270,8 +312,8 @@ class H1Connection(Codec):
 
     @property
     def pending(self) -> bool:
-        """True: held bytes can be read now (server role)."""
-        return False
+        """True: held bytes can be read now, by `receive(b"")`."""
+        return self._pending
 
     @property
     def partial(self) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SIZE_LINE_BYTES: Final = 1024  # one chunk's size and extensions
 EXTENSION_BYTES: Final = 16 * 1024  # all extensions of one message
+CHUNKS_A_READ: Final = 512  # then others have their turn: what is left is in `rest`
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED: Final = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
@@ -60,7 +61,8 @@ def single_chunk(data: bytes) -> bytes | None:
 
 class ChunkedReader:
     """One chunked body. After each `read`: `fault` says what was wrong, `done` that the message is complete with
-    `trailers`.
+    `trailers`. `rest` is what came behind the message's end, or, where it is not `done`, behind so many chunks that it
+    has to wait: give it to the next `read`.
 
     `too_large` distinguishes a body above `body_bytes` (0: unlimited) from a malformed one."""
 
@@ -105,8 +107,10 @@ class ChunkedReader:
         if self._held:
             data = self._held + data
             self._held = b""
+        self.rest = b""
         body: list[bytes] = []
         at = 0
+        chunks = 0
         size = len(data)
         while at < size:
             state = self._state
@@ -127,6 +131,10 @@ class ChunkedReader:
                     break
                 at += 2
                 self._state = _SIZE
+                chunks += 1
+                if chunks == CHUNKS_A_READ:
+                    self.rest = data[at:]
+                    break
             elif state is _SIZE or state is _TRAILER:
                 at = self._read_line(data, at) if state is _SIZE else self._read_trailers(data, at)
                 if at < 0:

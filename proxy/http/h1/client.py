@@ -70,12 +70,18 @@ class H1ClientCodec(H1Connection):
         if state is _HEAD:
             if self._held:
                 self._held += data
-                data = bytes(self._held)
-                self._held = b""
-            self._read_head(data, events)
+                self._read_held_head(events)
+            else:
+                self._read_head(data, events)
         elif state is _HOLD:
             if data:
                 self._poison(events)
+        elif self._pending:
+            self._held += data
+            if self._read_held_chunks(events):
+                behind = bytes(self._held)
+                self._held.clear()
+                self._complete(behind, events)
         elif state is not _CLOSED and data:
             rest = self._read_body(data, events)
             if rest is not None:
@@ -85,7 +91,10 @@ class H1ClientCodec(H1Connection):
     def _read_head(self, data: bytes, events: list[Event]) -> None:
         end = data.find(b"\r\n\r\n")
         if end < 0 or end > self._limits.header_bytes:
-            self._read_unfinished_head(data, events)
+            self._held += data
+            self._scanned = 0
+            self._line_checked = False
+            self._check_unfinished_head(events)
             return
         rest = data[end + 4 :]
         try:
@@ -160,25 +169,37 @@ class H1ClientCodec(H1Connection):
         if rest:
             self._read_body(rest, events)
 
-    def _read_unfinished_head(self, data: bytes, events: list[Event]) -> None:
+    def _read_held_head(self, events: list[Event]) -> None:
+        """More of a head that was unfinished: only what is new is looked at."""
+        held = self._held
+        end = held.find(b"\r\n\r\n", max(0, self._scanned - 3))
+        if end < 0 or end > self._limits.header_bytes:
+            self._check_unfinished_head(events)
+            return
+        data = bytes(held)
+        held.clear()
+        self._read_head(data, events)
+
+    def _check_unfinished_head(self, events: list[Event]) -> None:
         """A head that is unfinished or too large. What is already wrong with it fails at once."""
-        bound = self._limits.header_bytes
+        held, bound, start = self._held, self._limits.header_bytes, max(0, self._scanned - 1)
         try:
-            line_end = data.find(b"\r\n", 0, bound)
-            if line_end >= 0:
-                status_line(data[:line_end])
-            elif not b"HTTP/1.".startswith(data[:7]):
-                raise ProxyError(Kind.BAD_RESPONSE, f"no HTTP/1.1 response: {semantics.quoted(data)}")
-            octet = bad_octet(data[: bound + 3], max(0, self._scanned - 1))
+            if not self._line_checked:
+                line_end = held.find(b"\r\n", start, bound)
+                if line_end >= 0:
+                    status_line(bytes(held[:line_end]))
+                    self._line_checked = True
+                elif not b"HTTP/1.".startswith(bytes(held[:7])):
+                    raise ProxyError(Kind.BAD_RESPONSE, f"no HTTP/1.1 response: {semantics.quoted(bytes(held[:128]))}")
+            octet = bad_octet(held, start, bound + 3)
             if octet is not None:
                 raise ProxyError(Kind.BAD_RESPONSE, octet)
-            if len(data) > bound + 3:
+            if len(held) > bound + 3:
                 raise ProxyError(Kind.RESPONSE_HEAD_TOO_LARGE, f"response head larger than {bound} bytes")
         except ProxyError as error:
             self._fail(error, events)
             return
-        self._scanned = len(data)
-        self._held = bytearray(data)
+        self._scanned = len(held)
 
     def _complete(self, rest: bytes, events: list[Event]) -> None:
         """The response is complete; `rest` came behind it."""
@@ -206,23 +227,26 @@ class H1ClientCodec(H1Connection):
 
     def receive_eof(self) -> list[Event]:
         """The upstream sends no more: a body that ends so is complete, anything else in progress is reset."""
+        events: list[Event] = []
+        while self.pending:
+            events += self.receive(b"")
         self._eof = True
         state = self._receive
         if state is _UNTIL_EOF or state is _TUNNEL:
             self._receive = _CLOSED
             self._received = True
             self._closing = self._sent
-            return [DataReceived(self._stream, b"", True, 0)]
+            events.append(DataReceived(self._stream, b"", True, 0))
+            return events
         if self._received or self._closing:
             self._closing = True
-            return []
+            return events
         if state is not _HEAD:
             error = ProxyError(Kind.RESPONSE_INCOMPLETE, "the upstream closed before the response was complete")
         elif self._held:
             error = ProxyError(Kind.RESPONSE_INCOMPLETE, "the upstream closed within a response head")
         else:
             error = ProxyError(Kind.TERMINATED, "the upstream closed before it answered")
-        events: list[Event] = []
         self._fail(error, events)
         return events
 

@@ -174,13 +174,16 @@ def check_sendable(fields: Fields) -> None:
 _BAD_OCTET: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
-def bad_octet(data: bytes, start: int = 0) -> str | None:
-    """The first octet that no head may hold: a control character, or a CR or LF that is not half of a CRLF."""
-    match = _BAD_OCTET.search(data, start)
+def bad_octet(data: bytes | bytearray, start: int, stop: int) -> str | None:
+    """The first octet from `start` to `stop` that no head may hold: a control character, or a CR or LF that is not half
+    of a CRLF.
+    """
+    match = _BAD_OCTET.search(data, start, stop)
     if match is None:
         return None
-    name = {b"\n": "LF without CR", b"\r": "CR without LF"}.get(match[0], f"control character 0x{match[0][0]:02x}")
-    return f"{name} after {quoted(data[max(0, match.start() - 32) : match.start()])}"
+    octet = bytes(match[0])
+    name = {b"\n": "LF without CR", b"\r": "CR without LF"}.get(octet, f"control character 0x{octet[0]:02x}")
+    return f"{name} after {quoted(bytes(data[max(0, match.start() - 32) : match.start()]))}"
 
 
 def line_fault(line: bytes) -> str:

@@ -60,19 +60,31 @@ def _bad(details: str, kind: Kind = Kind.BAD_REQUEST) -> ProxyError:
     return ProxyError(kind, details)
 
 
-def check_line(line: bytes, finished: bool, limits: H1Limits) -> tuple[bytes, bytes, bytes] | None:
-    """Method, target and version (b"1.1") of a request line; None where it is unfinished, but right so far.
+def _line_bound(limits: H1Limits) -> int:
+    return min(limits.target_bytes + _LINE_BYTES, limits.header_bytes)
+
+
+def check_unfinished_line(held: bytearray, start: int, limits: H1Limits) -> None:
+    """What is already wrong with a request line's beginning: its octets from `start` on are new. Raises ProxyError.
 
     The same octets are refused for the same reason, however they were cut.
     """
-    bound = min(limits.target_bytes + _LINE_BYTES, limits.header_bytes)
-    octet = bad_octet(line[: bound + 1])
+    bound = _line_bound(limits)
+    octet = bad_octet(held, start, bound + 1)
     if octet is not None:
         raise _bad(octet)
-    if len(line) > bound + (not finished):  # the CR may have come
+    if len(held) > bound + 1:  # the CR may have come
         raise _bad(f"request line longer than {bound} bytes", Kind.URI_TOO_LONG)
-    if not finished:
-        return None
+
+
+def check_line(line: bytes, limits: H1Limits) -> tuple[bytes, bytes, bytes]:
+    """Method, target and version (b"1.1") of a request line. Raises ProxyError."""
+    bound = _line_bound(limits)
+    octet = bad_octet(line, 0, bound + 1)
+    if octet is not None:
+        raise _bad(octet)
+    if len(line) > bound:
+        raise _bad(f"request line longer than {bound} bytes", Kind.URI_TOO_LONG)
     parts = line.split(b" ")
     if len(parts) != 3:
         raise _bad(f"invalid request line {quoted(line)}")
@@ -111,9 +123,7 @@ def parse_request(data: bytes, limits: H1Limits) -> tuple[RequestHead, bool]:
     except ValueError:
         usual = False
     if not usual:
-        checked = check_line(line, True, limits)
-        assert checked is not None
-        method, target, version = checked
+        method, target, version = check_line(line, limits)
     fields, known, control = _READER.read(lines)
     if len(lines) > limits.headers:
         raise _bad(f"more than {limits.headers} header fields", Kind.HEAD_TOO_LARGE)

@@ -26,7 +26,7 @@ from proxy.http.message import DataReceived, Event, HeadersReceived, HeadRefused
 
 from .base import H1Connection, Receive, Send
 from .head import H1Limits, bad_octet
-from .request import check_line, parse_request
+from .request import check_line, check_unfinished_line, parse_request
 from .response import response_lines
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _SEND_NOTHING, _SEND_LENGTH, _SEND_CHUNKED, _SEND_UNTIL_CLOSE, _SEND_TUNNEL = Se
 class H1ServerCodec(H1Connection):
     """One client's connection. See `proxy.http.stream.Codec`."""
 
-    __slots__ = ("_answered", "_empty_lines", "_line_checked", "_pending", "_switching", "_version")
+    __slots__ = ("_answered", "_empty_lines", "_switching", "_version")
 
     def __init__(self, limits: H1Limits) -> None:
         super().__init__(limits, _HEAD)
@@ -54,8 +54,6 @@ class H1ServerCodec(H1Connection):
         self._answered = True  # the final head has been sent, or none is due
         self._switching = False  # CONNECT or an upgrade waits for our decision
         self._empty_lines = 0
-        self._line_checked = False  # the request line of an unfinished head is right
-        self._pending = False
 
     # Receiving.
 
@@ -67,33 +65,50 @@ class H1ServerCodec(H1Connection):
             self._pending = False
             if self._held:
                 self._held += data
-                data = bytes(self._held)
-                self._held = b""
-            self._read_head(data, events)
-        elif state is _LENGTH or state is _CHUNKED:
-            rest = self._read_body(data, events) if data else None
-            if rest is not None:
-                self._receive = _HOLD
-                self._held = rest
+                self._read_held_head(events)
+            else:
+                self._read_head(data, events)
         elif state is _HOLD:
-            if data:
-                held = self._held
-                self._held = held = held if isinstance(held, bytearray) else bytearray(held)
-                held += data
+            self._held += data
         elif state is _TUNNEL:
             self._read_tunnel(data, events)
+        elif self._held:
+            self._held += data
+            if self._read_held_chunks(events):
+                self._receive = _HOLD
+        elif (state is _LENGTH or state is _CHUNKED) and data:
+            rest = self._read_body(data, events)
+            if rest is not None:
+                self._receive = _HOLD
+                self._held += rest
         return events
 
     def _read_head(self, data: bytes, events: list[Event]) -> None:
+        """A head that begins with `data`, as nearly all do, and mostly ends with it."""
         end = data.find(b"\r\n\r\n")
         if end <= 0 or end > self._limits.header_bytes or data[0] == 13:
-            self._read_unusual_head(data, events)
+            self._held += data
+            self._read_unusual_head(events)
             return
-        rest = data[end + 4 :]
+        self._take_head(data[:end], data[end + 4 :], events)
+
+    def _read_held_head(self, events: list[Event]) -> None:
+        """A head that waited, or more of one that was unfinished: what was looked at is not looked at again."""
+        held = self._held
+        end = held.find(b"\r\n\r\n", max(0, self._scanned - 3))
+        if end <= 0 or end > self._limits.header_bytes or held[0] == 13:
+            self._read_unusual_head(events)
+            return
+        block = bytes(held[:end])
+        del held[: end + 4]
+        self._take_head(block, b"", events)
+
+    def _take_head(self, block: bytes, rest: bytes, events: list[Event]) -> None:
+        """A head without the CRLFCRLF that ended it; what came behind it is `rest`, or stands in `_held`."""
         try:
-            head, persistent = parse_request(data[:end], self._limits)
+            head, persistent = parse_request(block, self._limits)
         except ProxyError as error:
-            self._refuse(error, data[: data.find(b"\r\n")], events)
+            self._refuse(error, block.partition(b"\r\n")[0], events)
             return
         length = head.content_length
         if length != 0:
@@ -105,7 +120,8 @@ class H1ServerCodec(H1Connection):
         self._persistent = persistent
         self._sent = self._answered = False
         self._receive = _HOLD
-        self._held = rest
+        if rest:
+            self._held += rest
         if head.upgrade or method == b"CONNECT":
             self._switching = True
             events.append(HeadersReceived(stream, head, False))
@@ -124,22 +140,29 @@ class H1ServerCodec(H1Connection):
         self._persistent = persistent
         self._sent = self._answered = False
         events.append(HeadersReceived(self._stream, head, False))
+        held = self._held
         behind: bytes | None = None
         if length is None:
+            waits = len(held) > 0
             behind = self._start_chunks(rest, limit, events)
+            if waits and self._read_held_chunks(events):
+                behind = b""
         else:
             self._receive = _LENGTH
             self._left = length
+            if held:
+                rest = bytes(held[:length])
+                del held[:length]
             if rest:
                 behind = self._read_body(rest, events)
         if behind is not None:
             self._receive = _HOLD
-            self._held = behind
+            held += behind
 
     def _read_tunnel(self, data: bytes, events: list[Event]) -> None:
         if self._held:
             data = bytes(self._held) + data
-            self._held = b""
+            self._held.clear()
         if data:
             self._read_body(data, events)
         self._pending = False
@@ -148,33 +171,39 @@ class H1ServerCodec(H1Connection):
             self._receive = _CLOSED
             self._closing = self._sent
 
-    def _read_unusual_head(self, data: bytes, events: list[Event]) -> None:
-        """A head that is unfinished, too large, or follows empty lines. What is already wrong with it is refused at
-        once.
+    def _read_unusual_head(self, events: list[Event]) -> None:
+        """What is held is an unfinished head, one that is too large, or one that follows empty lines. What is already
+        wrong with it is refused at once.
         """
-        if data[:2] == b"\r\n":
+        held = self._held
+        if held[:2] == b"\r\n":
             self._empty_lines += 1
             if self._empty_lines > EMPTY_LINES_MAX:
                 self._refuse(ProxyError(Kind.BAD_REQUEST, "empty lines instead of a request"), b"", events)
             else:
+                del held[:2]
                 self._scanned = 0
-                self._read_head(data[2:], events)
+                self._read_held_head(events)
             return
-        bound = self._limits.header_bytes
-        line, finished, _ = data.partition(b"\r\n")
+        bound, start = self._limits.header_bytes, max(0, self._scanned - 1)
         try:
             if not self._line_checked:
-                self._line_checked = check_line(line, bool(finished), self._limits) is not None
-            octet = bad_octet(data[: bound + 3], max(0, self._scanned - 1))
+                line_end = held.find(b"\r\n", start)
+                if line_end >= 0:
+                    check_line(bytes(held[:line_end]), self._limits)
+                    self._line_checked = True
+                else:
+                    check_unfinished_line(held, start, self._limits)
+            octet = bad_octet(held, start, bound + 3)
             if octet is not None:
                 raise ProxyError(Kind.BAD_REQUEST, octet)
-            if len(data) > bound + 3:
+            if len(held) > bound + 3:
                 raise ProxyError(Kind.HEAD_TOO_LARGE, f"head larger than {bound} bytes")
         except ProxyError as error:
-            self._refuse(error, line if finished else b"", events)
+            line_end = held.find(b"\r\n", 0, bound)
+            self._refuse(error, bytes(held[:line_end]) if line_end >= 0 else b"", events)
             return
-        self._scanned = len(data)
-        self._held = bytearray(data)
+        self._scanned = len(held)
         if self._eof:
             self._close()
 
@@ -186,6 +215,7 @@ class H1ServerCodec(H1Connection):
         self._stream += 1
         self._sent = self._answered = self._persistent = False
         self._receive = _CLOSED
+        self._held.clear()
         events.append(HeadRefused(self._stream, error, head))
 
     def _body_fault(self, chunks: ChunkedReader) -> Event:
@@ -195,11 +225,15 @@ class H1ServerCodec(H1Connection):
             self._receive = _CLOSED
             self._persistent = False
             self._chunks = None
+            self._held.clear()
         kind = Kind.BODY_TOO_LARGE if chunks.too_large else Kind.BAD_REQUEST
         return StreamReset(self._stream, ProxyError(kind, chunks.fault))
 
     def receive_eof(self) -> list[Event]:
         """The client sends no more. A complete request is still answered (half-close); an incomplete one is reset."""
+        events: list[Event] = []
+        while self._pending and self._receive is _CHUNKED:
+            events += self.receive(b"")
         self._eof = True
         state = self._receive
         if state is _TUNNEL:
@@ -207,17 +241,10 @@ class H1ServerCodec(H1Connection):
         if state is _LENGTH or state is _CHUNKED:
             self._close()
             left = ProxyError(Kind.CLIENT_LEFT, "the client closed before its request was complete")
-            return [StreamReset(self._stream, left)]
-        if state is _HEAD and not self._pending:
+            events.append(StreamReset(self._stream, left))
+        elif state is _HEAD and not self._pending:
             self._close()
-        return []
-
-    @property
-    def pending(self) -> bool:
-        """True: held octets can be read now, by `receive(b"")`. Ask after sending the end of a response, or a head
-        that opens a tunnel.
-        """
-        return self._pending
+        return events
 
     # Sending.
 
@@ -302,7 +329,6 @@ class H1ServerCodec(H1Connection):
         """The unfinished head took too long: refuse it, and read nothing more."""
         events: list[Event] = []
         line = bytes(self._held).partition(b"\r\n")[0]
-        self._held = b""
         self._refuse(error, line, events)
         return events
 

@@ -4,6 +4,9 @@ A connection waits for the PREFACE (server role), then for the peer's first SETT
 once it has failed or the peer has gone. While a header block is incomplete, only its next CONTINUATION may come
 (section 4.3).
 
+One call of `receive` reads frames worth `_WORK_MAX`: what is left waits (`pending`) until others have had their turn.
+A bare frame costs 1, one that begins a request `_HEAD_WORK`.
+
 Errors: what a peer does wrong on a stream ends the stream (RST_STREAM); what it does wrong with state that streams
 share ends the connection: GOAWAY, a StreamReset for each open stream, ConnectionFailed.
 """
@@ -25,6 +28,8 @@ from .stream import H2Limits, Half
 
 _CONTINUATIONS_MAX: Final = 128
 _SETTINGS_TIMEOUT: Final = 4  # RFC 9113 section 7
+_WORK_MAX: Final = 128
+_HEAD_WORK: Final = 8
 _UNSENT_MAX: Final = 1 << 20  # bytes that the peer doesn't take, past which we don't read what would add to them
 
 
@@ -56,6 +61,8 @@ class H2Connection(H2Messages):
         "_block_fault",
         "_block_stream",
         "_expected",
+        "_left",
+        "_left_at",
         "_needed",
         "_tail",
     )
@@ -88,6 +95,8 @@ class H2Connection(H2Messages):
         self._expected = Expected.SETTINGS
         self._tail = bytearray()  # an incomplete frame, until it has `_needed` bytes
         self._needed = 0
+        self._left = b""  # frames that have to wait begin at `_left_at`
+        self._left_at = 0
         self._block: list[bytes] = []  # fragments of a header block
         self._block_bytes = 0
         self._block_stream = 0
@@ -99,13 +108,20 @@ class H2Connection(H2Messages):
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes, return events. After ConnectionFailed nothing is read any more."""
         if self._expected is not _NOTHING:
-            if self._tail:
+            at = 0
+            if self._left:
+                if data:  # hardly ever: `reading` is False meanwhile
+                    data = self._left[self._left_at :] + data
+                else:
+                    data, at = self._left, self._left_at
+                self._left = b""
+            elif self._tail:
                 self._tail += data
                 data = bytes(self._tail) if len(self._tail) >= self._needed else b""
                 if data:
                     self._tail.clear()
             try:
-                self._read(data)
+                self._read(data, at)
             except H2Error as error:
                 self._fail(error)
         events = self._events
@@ -114,10 +130,14 @@ class H2Connection(H2Messages):
 
     def receive_eof(self) -> list[Event]:
         """The peer has gone: streams in progress are lost, and those that nothing was sent of may go elsewhere."""
+        events: list[Event] = []
+        while self._left and not self._server:  # answers may be complete; new requests have nobody to answer to
+            events += self.receive(b"")
+        self._left = b""
         kind = Kind.CLIENT_LEFT if self._server else Kind.TERMINATED
         self._lose_streams(ProxyError(kind, "the connection was closed"))
         self._expected = _NOTHING
-        events = self._events
+        events += self._events
         self._events = []
         return events
 
@@ -149,14 +169,14 @@ class H2Connection(H2Messages):
 
     @property
     def pending(self) -> bool:
-        """Sending has made events: `receive(b"")` returns them."""
-        return bool(self._events)
+        """Sending has made events, or frames have been left for later: `receive(b"")` returns them, or reads on."""
+        return len(self._left) > 0 or len(self._events) > 0
 
     @property
     def reading(self) -> bool:
-        """False: the peer doesn't take what we send, and answers to it pile up."""
+        """False: frames are left, or the peer doesn't take what we send, and answers to it pile up."""
         out = self._out
-        return len(out) < 64 or sum(map(len, out)) < _UNSENT_MAX
+        return not self._left and (len(out) < 64 or sum(map(len, out)) < _UNSENT_MAX)
 
     @property
     def closing(self) -> bool:
@@ -165,9 +185,9 @@ class H2Connection(H2Messages):
 
     # Reading frames.
 
-    def _read(self, data: bytes) -> None:
-        position = 0
+    def _read(self, data: bytes, position: int) -> None:
         size = len(data)
+        work = _WORK_MAX
         if self._expected is _PREFACE:
             if not wire.PREFACE.startswith(data[:24]):
                 raise H2Error(wire.PROTOCOL_ERROR, "no HTTP/2 preface")
@@ -178,6 +198,9 @@ class H2Connection(H2Messages):
             position = 24
         unpack = wire.unpack_header
         while size - position >= wire.HEADER_BYTES:
+            if work <= 0:
+                self._left, self._left_at = data, position
+                return
             high, low, kind, flags, stream_id = unpack(data, position)
             length = high << 16 | low
             if length > wire.FRAME_BYTES_MAX:
@@ -190,11 +213,15 @@ class H2Connection(H2Messages):
             stream_id &= wire.STREAM_ID_MAX
             if self._expected is not _FRAME:
                 self._check_expected(kind, flags, stream_id)
+            work -= 1
             if kind == wire.DATA:
                 self._on_data(flags, stream_id, data[start:position])
             elif kind == wire.HEADERS:
+                if self._server:
+                    work -= _HEAD_WORK
                 self._on_headers(flags, stream_id, data[start:position])
             elif kind < len(_HANDLERS):
+                work -= 1
                 _HANDLERS[kind](self, flags, stream_id, data[start:position])
             else:
                 self._spend(Abuse.IGNORED)
@@ -270,6 +297,7 @@ class H2Connection(H2Messages):
         else:
             kind = Kind.BAD_REQUEST if self._server else Kind.BAD_RESPONSE
         failure = ProxyError(kind, f"{wire.code_name(error.code)}: {error.reason}")
+        self._left = b""
         self._out.append(wire.goaway(self._last_id if self._server else 0, error.code, error.reason))
         self._lose_streams(failure)
         self._expected = _NOTHING

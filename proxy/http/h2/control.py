@@ -109,10 +109,13 @@ class H2Control(H2Flow):
             self._spend(Abuse.IGNORED)
             return
         (code,) = wire.unpack_u32(payload)
+        unanswered = self._server and stream.sending is Half.HEAD
+        if unanswered:
+            self.guard.allow_resets(len(self._streams) - 1)
         self._drop(stream)
         self._remember_reset(stream_id, PEER_RESET)
         self._events.append(StreamReset(stream_id, self._reset_error(code)))
-        if self._server and stream.sending is Half.HEAD:
+        if unanswered:
             self._spend(Abuse.RESET)
 
     def _reset_error(self, code: int) -> ProxyError:
@@ -126,8 +129,13 @@ class H2Control(H2Flow):
         self._spend(Abuse.SETTINGS)
         if flags & wire.ACK:
             return
+        window = self._peer_window
         for identifier, value in wire.read_settings(payload):
             self._apply_setting(identifier, value)
+            if identifier == wire.INITIAL_WINDOW_SIZE:
+                window = value
+        if window != self._peer_window:
+            self._resize_windows(window)  # once a frame: it moves every stream's window
         self._out.append(wire.frame(wire.SETTINGS, wire.ACK, 0))
         self._on_new_settings()
 
@@ -140,7 +148,6 @@ class H2Control(H2Flow):
         if identifier == wire.INITIAL_WINDOW_SIZE:
             if value > wire.WINDOW_MAX:
                 raise H2Error(wire.FLOW_CONTROL_ERROR, f"an initial window of {value}")
-            self._resize_windows(value)
         elif identifier == wire.MAX_FRAME_SIZE:
             if not 16384 <= value <= 2**24 - 1:
                 raise H2Error(wire.PROTOCOL_ERROR, f"a frame size of {value}")

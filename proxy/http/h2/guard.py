@@ -22,7 +22,8 @@ TICK_WORK: Final = 20
 class Abuse(Enum):
     """What is counted: (label, how many a bucket holds, how many one unit of work drains, how many below empty)."""
 
-    RESET = ("reset", 200, 1, 0)  # the peer ends a stream that we have not answered: rapid reset, CVE-2023-44487
+    RESET = ("reset", 200, 1, 0)  # the peer ends a stream that we have not answered: rapid reset, CVE-2023-44487;
+    # and as many as were once open at the same time: a page that is closed ends all of its own (`allow_resets`)
     FAULT = ("fault", 200, 1, 0)  # the peer makes us end one: CVE-2025-8671
     PING = ("ping", 200, 1, 0)  # CVE-2019-9512
     SETTINGS = ("settings", 100, 1, 0)  # CVE-2019-9515
@@ -45,10 +46,11 @@ for _position, _kind in enumerate(Abuse):
 class Guard:
     """The buckets of one connection. `work` is added to by whoever does some."""
 
-    __slots__ = ("_levels", "_seen", "_totals", "work")
+    __slots__ = ("_levels", "_seen", "_sizes", "_totals", "work")
 
     def __init__(self) -> None:
         self.work = 0
+        self._sizes = [kind.size for kind in Abuse]
         self._levels = [0] * len(Abuse)
         self._seen = [0] * len(Abuse)  # `work` when the bucket was last looked at
         self._totals = [0] * len(Abuse)
@@ -63,7 +65,12 @@ class Guard:
         floor = -kind.saved
         level = floor + 1 if level < floor else level + 1
         self._levels[position] = level
-        return level <= kind.size
+        return level <= self._sizes[position]
+
+    def allow_resets(self, streams: int) -> None:
+        """So many streams are open at once, and one of them is being reset: all of them may be."""
+        position = Abuse.RESET.position
+        self._sizes[position] = max(self._sizes[position], Abuse.RESET.size + streams)
 
     def tick(self) -> None:
         """A second or so has passed."""

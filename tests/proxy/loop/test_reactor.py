@@ -8,8 +8,11 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
+from proxy.loop import reactor as reactors
+from proxy.loop import turn as turns_module
 from proxy.loop.reactor import BROKEN, EVENTS_MAX, READ, WRITE, Reactor
 from proxy.loop.turn import Turn
 
@@ -18,6 +21,10 @@ class Watcher:
     def __init__(self, do: Any = None) -> None:
         self.told: list[tuple[int, int]] = []
         self.do = do
+        self.broken: list[Exception] = []
+
+    def break_down(self, error: Exception) -> None:
+        self.broken.append(error)
 
     def on_event(self, fd: int, events: int) -> None:
         self.told.append((fd, events))
@@ -196,6 +203,34 @@ async def test_one_that_raises_does_not_cost_the_others_their_events(
     assert [len(other.told) for other in others] == [1, 1]
     assert len(failing.told) == 1, "it is called no more, however long its descriptor stays readable"
     assert [str(context["exception"]) for context in reported] == ["ours"]
+    assert [str(error) for error in failing.broken] == ["ours"]
+    assert turn.depth == 0
+
+
+async def test_a_pass_has_an_end_and_who_is_always_ready_keeps_nobody_waiting(
+    reactor: Reactor, sockets: Sockets, turn: Turn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of events at once would otherwise be one long callback; and epoll lists the same ones first again."""
+    now = [0.0]
+
+    def monotonic() -> float:
+        now[0] += reactors.PASS_S * 0.3
+        return now[0]
+
+    monkeypatch.setattr(reactors, "monotonic", monotonic)
+    monkeypatch.setattr(turns_module, "monotonic", lambda: now[0])
+    order: list[int] = []
+    for _ in range(20):
+        one, other = sockets.pair()
+        other.send(b"x")  # never read: always ready
+        reactor.watch(one.fileno(), READ, Watcher(lambda fd, events: order.append(fd)))
+    depths: list[int] = []
+    while len(order) < 40:
+        before = len(order)
+        await asyncio.sleep(0)
+        depths.append(len(order) - before)
+    assert max(depths) <= 2 * 4, "at most what two passes have time for between two callbacks of others"
+    assert len(set(order[:20])) == 20, "each had its turn before anybody had two"
     assert turn.depth == 0
 
 
@@ -255,6 +290,9 @@ class Relay:
     def __init__(self, told: list[Relay], fails: bool = False) -> None:
         self.told = told
         self.fails = fails
+
+    def break_down(self, error: Exception) -> None:
+        pass
 
     def on_rested(self) -> None:
         self.told.append(self)

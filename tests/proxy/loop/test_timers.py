@@ -62,6 +62,10 @@ class Target:
         self.timer_bucket: set[Timed] | None = None
         self.fired: list[float] = []
         self.clock, self.do = clock, do
+        self.broken: list[Exception] = []
+
+    def break_down(self, error: Exception) -> None:
+        self.broken.append(error)
 
     def on_timer(self, now: float) -> None:
         assert now == self.clock.now

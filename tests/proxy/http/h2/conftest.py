@@ -39,6 +39,8 @@ class Script:
 
     def raw(self, data):
         events = self.codec.receive(data)
+        while self.codec.pending:  # as a connection does, a turn each
+            events += self.codec.receive(b"")
         self.events = [event for event in events if not isinstance(event, LimitsChanged)]
         self.limits_changed = len(events) - len(self.events)
         return self.events

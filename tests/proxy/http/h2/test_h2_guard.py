@@ -37,6 +37,18 @@ def test_rapid_reset(peer):
     assert peer.codec.guard.totals["reset"] == 201
 
 
+@pytest.mark.parametrize("streams", [300, 1024])
+def test_a_client_that_ends_all_that_it_has_open_is_no_abuse(peer, streams):
+    """A page that is closed, or left for another one."""
+    ids = range(1, 2 * streams, 2)
+    for i in ids:
+        peer.send(peer.headers(i, GET))
+    peer.send(b"".join(wire.rst_stream(i, wire.CANCEL) for i in ids))
+    peer.alive()
+    frames = (peer.headers(i, GET) + wire.rst_stream(i, wire.CANCEL) for i in range(2 * streams + 1, 6000, 2))
+    flood(peer, frames, 201)
+
+
 def test_resets_of_answered_streams_are_no_abuse(peer):
     for i in range(1, 2001, 2):
         peer.send(peer.headers(i, POST, end=False))
