@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +25,7 @@ from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
 from proxy.net.dial import Background, Resolver
 from proxy.observe.access_log import AccessLog
-from proxy.observe.metrics import Snapshot, export_log
+from proxy.observe.metrics import Ledger, Snapshot, export_log
 from proxy.upstream.sessions import Sessions
 from proxy.upstream.upstream import UpstreamRuntime
 from tlscache.context import CertificatePair, ServerContext, ServerSettings
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from proxy.config import ListenerSection
     from routing.model import Upstream
     from tlscache.ticket_keys import TicketKeys
+
+    from .drains import OperatorDrain
 
 TICK_S: Final = 0.1
 MEASURE_S: Final = 1.0
@@ -81,21 +84,26 @@ class Worker:
         self.stopping = False
         self.started_at = monotonic()
         self.reloads = {"ok": 0, "refused": 0}
+        self.ledger = Ledger()  # what removed listeners and replaced upstreams have counted
         self._tick_handle: asyncio.TimerHandle | None = None
         self._next_measure = 0.0
         self._next_certificates = 0.0
 
     # -- starting ----------------------------------------------------------------------------------
 
-    async def start(self, sockets: dict[str, socket.socket]) -> None:
-        """Dial warm pools, begin to accept. Returns once accepting; `ready` is set when the pools are warm (or have had
-        their time).
+    async def start(self, sockets: dict[str, socket.socket], drains: Iterable[OperatorDrain] = ()) -> None:
+        """Dial warm pools, begin to accept, what operators have drained being so. Returns once accepting; `ready` is
+        set when the pools are warm (or have had their time).
         """
         self.access_log.start(self.loop, self.log)
         for name in self.config.upstreams:
             self.upstreams[name] = self._new_upstream(self.config, name)
         await self._prefetch_sessions(self.upstreams.values())
         self._rehearse()
+        for drain in drains:
+            seconds = None if drain.until is None else max(0.0, drain.until - monotonic())
+            with suppress(KeyError):  # the config was changed meanwhile, and has no such region
+                self.drain_region(drain.region, drain.upstream, seconds)
         for section in self.config.listeners:
             await self._open_listener(section, sockets[section.name])
         self._route_listeners()
@@ -240,7 +248,7 @@ class Worker:
                 upstream.carry_over(old)
         for name, old in self.upstreams.items():
             if upstreams.get(name) is not old:
-                old.close()
+                self._close_upstream(old)
         self.upstreams = upstreams
         await self._reload_listeners(config, sockets, (*change.listeners_removed, *change.listeners_rebound))
         if "access_log" in change.other:
@@ -273,7 +281,16 @@ class Worker:
                 listener.adopt(section, config.limits.connections, self.contexts.get(section.name))
         self._route_listeners()
 
+    def _close_upstream(self, upstream: UpstreamRuntime) -> None:
+        counted = Snapshot()
+        upstream.export(counted, monotonic())
+        self.ledger.absorb(counted)
+        upstream.close()
+
     def _close_listener(self, listener: AnyListener) -> None:
+        counted = Snapshot()
+        listener.export(counted)
+        self.ledger.absorb(counted)
         listener.stop_accepting()
         listener.drain()
 
@@ -323,6 +340,7 @@ class Worker:
             listener.export(snapshot)
         for upstream in self.upstreams.values():
             upstream.export(snapshot, monotonic())
+        self.ledger.add_to(snapshot)
         self.sessions.export(snapshot)
         snapshot.add("access_log_dropped", self.access_log.dropped)
         export_log(snapshot, self.log)
