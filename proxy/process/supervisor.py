@@ -266,7 +266,7 @@ class Supervisor(Program):
             self._ledger.add_to(total)
             export_log(total, self.log)
             for child, reply in answers:
-                if child.gone:  # since then: it is in the ledger
+                if child.pid not in self._children:  # it has died meanwhile: it is in the ledger
                     continue
                 if reply is not None:
                     child.samples = Snapshot.from_json(reply)
