@@ -27,7 +27,6 @@ from proxy.http.h1 import H1Limits
 from proxy.http.message import RequestHead, ResponseHead
 from proxy.http.stream import StreamHandler
 from proxy.observe.access_log import AccessLog
-from proxy.observe.metrics import Snapshot
 
 from .questions import merge
 
@@ -215,10 +214,7 @@ class Admin:
 
     async def _ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
         """Every worker's answer, of which there is one at least."""
-        answers = await self.backend.ask(question)
-        if not answers:
-            raise Answer(503, {"fault": "no worker answers"}, [(b"retry-after", b"1")])
-        return answers
+        return _some(await self.backend.ask(question))
 
     def _authorise(self, path: str, head: RequestHead) -> None:
         if self.token is None or path in _HEALTH:
@@ -249,15 +245,11 @@ class Admin:
     async def _readiness(self) -> tuple[bool, str]:
         if self.backend.stopping:
             return False, "draining"
-        answers = await self.backend.ask({"do": "ready"})
-        if answers and all(one.get("ready") for one in answers):
-            return True, "ready"
-        return False, "starting: warm connections are still being opened"
+        why = await self.backend.readiness()
+        return not why, why or "ready"
 
     async def _metrics(self) -> bytes:
-        total = Snapshot()
-        for one in await self.backend.ask({"do": "metrics"}):
-            total.merge(Snapshot.from_json(one))
+        total = await self.backend.snapshot()
         total.add("build_info", 1, version=onetrip_version())
         total.add("worker_restarts", self._restarts())
         for result, count in self.backend.reloads().items():
@@ -271,7 +263,7 @@ class Admin:
         return {"version": onetrip_version(), "workers": len(answers), "stopping": self.backend.stopping, **merged}
 
     async def _config(self) -> str:
-        return self.backend.config_yaml()
+        return await self.backend.config_yaml()
 
     async def _explain(self, wanted: dict[str, list[str]]) -> dict[str, Any]:
         if "url" not in wanted:
@@ -294,11 +286,18 @@ class Admin:
         return result
 
     async def _drain(self, do: str, body: bytes) -> dict[str, Any]:
-        answers = await self._ask({"do": do, **_drain_arguments(body, with_duration=do == "drain")})
+        question = {"do": do, **_drain_arguments(body, with_duration=do == "drain")}
+        answers = _some(await self.backend.change_drain(question))
         faults = [one["fault"] for one in answers if "fault" in one]
         if faults:
             raise Answer(404, {"fault": faults[0]})
         return answers[0]
+
+
+def _some(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not answers:
+        raise Answer(503, {"fault": "no worker answers"}, [(b"retry-after", b"1")])
+    return answers
 
 
 def _refuse_other_sites(head: RequestHead) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .explain import explain
 
 if TYPE_CHECKING:
+    from proxy.observe.metrics import Snapshot
     from proxy.process.worker import Worker
 
 
@@ -31,8 +32,17 @@ class Backend(Protocol):
     def stopping(self) -> bool:
         """The program drains."""
 
-    def config_yaml(self) -> str:
+    async def config_yaml(self) -> str:
         """The config in use, effective values."""
+
+    async def readiness(self) -> str:
+        """Why the program takes no traffic (while it does not drain); "" where it does."""
+
+    async def snapshot(self) -> Snapshot:
+        """The samples of all workers."""
+
+    async def change_drain(self, question: dict[str, Any]) -> list[dict[str, Any]]:
+        """Have every worker drain or undrain, and those that start later."""
 
 
 async def answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +55,9 @@ async def answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
 
 def _answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
     match question["do"]:
+        case "reopen logs":
+            worker.access_log.reopen()
+            return {}
         case "ready":
             return {"ready": worker.ready.is_set() and not worker.stopping}
         case "metrics":

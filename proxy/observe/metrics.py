@@ -7,6 +7,7 @@ samples, which add up across workers (`merge`) and are rendered by prometheus-cl
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import nan
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from prometheus_client import CollectorRegistry
@@ -181,13 +182,6 @@ class Snapshot:
         counts, total = series.get(key, ([0] * len(histogram.counts), 0.0))
         series[key] = ([a + b for a, b in zip(counts, histogram.counts, strict=True)], total + histogram.total)
 
-    def merge_counted(self, other: Snapshot) -> None:
-        """Add what another one counted, and none of its gauges: of what has ended."""
-        counted = Snapshot()
-        counted.histograms = other.histograms
-        counted.values = {name: series for name, series in other.values.items() if FAMILIES[name][0] == "counter"}
-        self.merge(counted)
-
     def merge(self, other: Snapshot) -> None:
         """Add another process's samples."""
         for name, series in other.values.items():
@@ -217,7 +211,9 @@ class Snapshot:
         """The reverse of `to_json`."""
         snapshot = cls()
         for name, series in form["values"].items():
-            snapshot.values[name] = {tuple((a, b) for a, b in key): value for key, value in series}
+            snapshot.values[name] = {
+                tuple((a, b) for a, b in key): nan if value is None else value for key, value in series
+            }  # JSON has no infinity, and nobody measured one
         for name, series in form["histograms"].items():
             snapshot.histograms[name] = {
                 tuple((a, b) for a, b in key): (counts, total) for key, counts, total in series
@@ -244,6 +240,26 @@ class Snapshot:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         return generate_latest(registry)
+
+
+class Ledger:
+    """What was counted by something that is gone (a worker, a listener, an upstream's endpoints), so that no counter of
+    `/metrics` vanishes or goes back. Gauges go with what they measured.
+    """
+
+    def __init__(self) -> None:
+        self._gone = Snapshot()
+
+    def absorb(self, snapshot: Snapshot) -> None:
+        """Take over the last samples of something that will count no more."""
+        counted = Snapshot()
+        counted.values = {name: one for name, one in snapshot.values.items() if FAMILIES[name][0] == "counter"}
+        counted.histograms = snapshot.histograms
+        self._gone.merge(counted)
+
+    def add_to(self, snapshot: Snapshot) -> None:
+        """Add them to the samples of what is there."""
+        snapshot.merge(self._gone)
 
 
 def export_log(snapshot: Snapshot, log: Any) -> None:

@@ -44,6 +44,9 @@ ANSWER_S: Final = 5.0
 _STANDARD: Final = frozenset((0, 1, 2))
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
+STARTING: Final = (signal.SIGHUP, signal.SIGUSR2)
+"""Signals that a program which is not up yet keeps for later: their default action would end it."""
+
 Stamp = dict[str, object]
 
 
@@ -93,7 +96,12 @@ class ForkServer:
 
 
 def start(path: str) -> ForkServer:
-    """Start it. Successors run `proxy.process.program.serve(path, …)` and exit."""
+    """Start it. Successors run `proxy.process.program.serve(path, …)` and exit.
+
+    From here on `STARTING` signals wait until the program unblocks them, and SIGINT ends it as SIGTERM does.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STARTING)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_standard_files()
     inherited: set[int] = set()  # systemd's sockets, or those of a predecessor
     with suppress(FileNotFoundError):  # without /proc nobody knows them
@@ -217,7 +225,6 @@ def _answer(asking: socket.socket, stamp: Stamp) -> bool:
 def _become_successor(request: dict[str, object], fds: list[int], channel: socket.socket) -> socket.socket:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     environment, numbers = request["environment"], request["fds"]
     assert isinstance(environment, dict)
     assert isinstance(numbers, list)

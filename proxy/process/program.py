@@ -18,14 +18,15 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
 from proxy.admin.admin import Admin
 from proxy.admin.questions import answer
-from proxy.config import Config, ConfigError, diff, effective_yaml, load_config
-from proxy.config.aside import load_config_aside
+from proxy.config import Config, ConfigError, diff, load_config
+from proxy.config.aside import effective_yaml_aside, load_config_aside
 from proxy.loop.background import Background
 from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
@@ -34,7 +35,8 @@ from tlscache.certificates import ContextError
 from tlscache.ticket_keys import TicketKeys
 
 from . import inheritance as listening
-from .forkserver import ForkServer
+from .drains import OperatorDrains
+from .forkserver import STARTING, ForkServer
 from .successor import end_successor, start_successor
 from .worker import Worker, server_contexts, worker_count
 
@@ -43,11 +45,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.config import ConfigDiff
+    from proxy.observe.metrics import Snapshot
     from tlscache.context import ServerContext
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_CUT: Final = 3
+STARTING_UP: Final = "starting: warm connections are still being opened"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -90,13 +94,16 @@ class Program:
         self.log = beginning.log
         self.contexts = beginning.contexts
         self.fork_server = beginning.fork_server
+        self.drains = OperatorDrains.inherited(os.environ)
         self.stopping = False
+        self._up = False
+        self._asked: list[Callable[[], None]] = []  # by signals that came while it started
         self._handing_over = False
         self.exit_code = EXIT_OK
+        self._yaml: tuple[Config, str] | None = None
         self._reloads = {"ok": 0, "refused": 0}
         self._done: asyncio.Event
         self._reloading = asyncio.Lock()
-        self._drains: asyncio.Task[None] | None = None
         self.background: Background
         self.admin: Admin
 
@@ -134,21 +141,40 @@ class Program:
         """How often a worker had to be restarted."""
         return 0
 
+    async def readiness(self) -> str:
+        """See `Backend.readiness`."""
+        raise NotImplementedError
+
+    async def snapshot(self) -> Snapshot:
+        """See `Backend.snapshot`."""
+        raise NotImplementedError
+
     # -- Backend -----------------------------------------------------------------------------------
 
     def reloads(self) -> dict[str, int]:
         """Reloads so far, by result."""
         return self._reloads
 
-    def config_yaml(self) -> str:
-        """The config in use."""
-        return effective_yaml(self.config)
+    async def config_yaml(self) -> str:
+        """The config in use. Made once for each, off the loop."""
+        config = self.config
+        if self._yaml is None or self._yaml[0] is not config:
+            self._yaml = config, await effective_yaml_aside(config)
+        return self._yaml[1]
+
+    async def change_drain(self, question: dict[str, Any]) -> list[dict[str, Any]]:
+        """An operator drains or undrains: every worker's answer."""
+        answers = await self.ask(question)
+        if answers and not any("fault" in one for one in answers):
+            self.drains.note(question, answers[0], monotonic())
+        return answers
 
     async def reload(self) -> dict[str, Any]:
         """SIGHUP, and POST /reload. One at a time: whoever asks meanwhile waits, and the file is read again for it."""
         async with self._reloading:
             if self.stopping:
                 return self._refused(["the program is stopping"])
+            await self.ask({"do": "reopen logs"})  # whatever becomes of the config
             fresh: dict[str, socket.socket] = {}
             try:
                 config = await load_config_aside(self.path)
@@ -168,6 +194,7 @@ class Program:
                 self.sockets.pop(name).close()
             self.sockets |= fresh
             self.config = config
+            self.drains.keep(config)
             self.admin.token = config.admin.token.value if config.admin.token is not None else None
             self._reloads["ok"] += 1
             self.log.info("config_reloaded", path=self.path, changed=bool(change), needs_restart=restart)
@@ -204,9 +231,11 @@ class Program:
         loop = asyncio.get_running_loop()
         self.background = Background(lambda name, error: self.log.error("task_failed", task=name, error=repr(error)))
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop)
-        loop.add_signal_handler(signal.SIGHUP, self._in_background, self._reload_quietly, "reload")
-        loop.add_signal_handler(signal.SIGUSR2, self._in_background, self._hand_over, "hand over")
+            loop.add_signal_handler(number, self._on_signal, self._on_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._on_signal, self._on_hangup)
+        loop.add_signal_handler(signal.SIGUSR2, self._on_signal, self._on_user_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STARTING)
+        self.reap()  # what has ended by now sends no further signal
         await self.start_workers()
         await self._start_admin(loop)
         self.log.info(
@@ -216,6 +245,9 @@ class Program:
             admin=_bound(self.sockets[listening.ADMIN]),
         )
         self.background.start(self._announce_ready(), "announce ready")
+        self._up = True
+        for action in self._asked:
+            action()
         await self._done.wait()
         await self.background.close()
         return self.exit_code
@@ -240,8 +272,34 @@ class Program:
         server = await loop.create_server(self.admin.listener.accept, sock=self.sockets[listening.ADMIN].dup())
         self.admin.listener.servers.append(server)
 
-    def _in_background(self, what: Callable[[], Any], name: str) -> None:
-        self.background.start(what(), name)
+    # -- signals -----------------------------------------------------------------------------------
+
+    def _on_signal(self, action: Callable[[], None]) -> None:
+        """A program that is half started finishes that first: it takes milliseconds, and there is one way to stop."""
+        if self._up:
+            action()
+        else:
+            self._asked.append(action)
+
+    def _on_hangup(self) -> None:
+        self.background.start(self._reload_quietly(), "reload")
+
+    def _on_user_signal(self) -> None:
+        self.background.start(self._hand_over(), "hand over")
+
+    def reap(self) -> None:
+        """Children end: a successor that failed; for process 1, whatever lost its parent (the fork server is such)."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self.on_child_end(pid, status)
+
+    def on_child_end(self, pid: int, status: int) -> None:
+        """One of them, with its wait status."""
 
     async def _reload_quietly(self) -> None:
         await self.reload()
@@ -249,6 +307,8 @@ class Program:
     # -- stopping ----------------------------------------------------------------------------------
 
     def _on_stop(self) -> None:
+        if self._done.is_set():
+            return
         if self.stopping:
             self.log.warning("stopping_at_once")
             self.exit_code = EXIT_CUT
@@ -256,7 +316,7 @@ class Program:
             self._done.set()
             return
         self.log.info("draining", settle_s=self.config.shutdown.settle, deadline_s=self.config.shutdown.deadline)
-        self._in_background(self.drain, "drain")
+        self.background.start(self.drain(), "drain")
 
     def stop_now(self) -> None:
         """A second signal."""
@@ -295,7 +355,8 @@ class Program:
             await self.release_sessions()  # before it starts: its first dials want them
             keep_tickets = any(one.tls for one in self.config.listeners)
             server = self.fork_server if keep_tickets else None
-            pid = await start_successor(self.path, self.sockets, server, self.log)
+            drains = self.drains.environment(monotonic())
+            pid = await start_successor(self.path, self.sockets, server, self.log, drains)
             if not pid:
                 await self.reclaim_sessions()
         finally:
@@ -323,6 +384,14 @@ class SingleProcess(Program):
 
     worker: Worker
 
+    async def run(self) -> int:
+        """Serve until a signal ends it. Returns the exit code."""
+        before = signal.signal(signal.SIGCHLD, lambda *_: self.reap())  # uvloop keeps this signal from its handlers
+        try:
+            return await super().run()
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+
     async def ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
         """The worker answers directly."""
         return [await answer(self.worker, question)]
@@ -330,8 +399,17 @@ class SingleProcess(Program):
     async def start_workers(self) -> None:
         """Begin to accept."""
         self.worker = Worker(self.config, self.log, self.fork_server.keys, self.contexts)
-        await self.worker.start({name: sock.dup() for name, sock in self.sockets.items() if name != listening.ADMIN})
+        sockets = {name: sock.dup() for name, sock in self.sockets.items() if name != listening.ADMIN}
+        await self.worker.start(sockets, self.drains.current(monotonic()))
         tune_process()
+
+    async def readiness(self) -> str:
+        """Whether the pools are warm."""
+        return "" if self.worker.ready.is_set() else STARTING_UP
+
+    async def snapshot(self) -> Snapshot:
+        """The worker's samples."""
+        return self.worker.snapshot()
 
     async def wait_ready(self) -> None:
         """Until the pools are warm."""

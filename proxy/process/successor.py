@@ -23,25 +23,34 @@ READY_WAIT_S: Final = 60.0
 
 
 async def start_successor(
-    path: str, sockets: dict[str, socket.socket], fork_server: ForkServer | None, log: Any
+    path: str,
+    sockets: dict[str, socket.socket],
+    fork_server: ForkServer | None,
+    log: Any,
+    variables: dict[str, str] | None = None,
 ) -> int:
     """The pid of a program that serves the config at `path` on these sockets, once it is ready; 0 where it does not get
     there, which is in the log. With a `fork_server` it has our ticket keys; where that fails, another is tried without.
+    `variables` are added to its environment.
     """
+    variables = variables or {}
     pid = 0
     if fork_server is not None:
-        pid = await _start(lambda *inheritance: asyncio.to_thread(fork_server.fork, *inheritance), sockets, log)
-    return pid or await _start(lambda *inheritance: _spawn(path, *inheritance), sockets, log)
+        pid = await _start(
+            lambda *inheritance: asyncio.to_thread(fork_server.fork, *inheritance), sockets, variables, log
+        )
+    return pid or await _start(lambda *inheritance: _spawn(path, *inheritance), sockets, variables, log)
 
 
 Way = Callable[[dict[str, str], list[int]], Awaitable[int]]
 """How to start a program with these variables and descriptors: its pid. Raises Refused or OSError."""
 
 
-async def _start(way: Way, sockets: dict[str, socket.socket], log: Any) -> int:
+async def _start(way: Way, sockets: dict[str, socket.socket], variables: dict[str, str], log: Any) -> int:
     read_fd, write_fd = os.pipe()
     try:
-        pid = await way(*listening.environment_for(sockets, write_fd))
+        environment, fds = listening.environment_for(sockets, write_fd)
+        pid = await way({**environment, **variables}, fds)
     except (OSError, Refused) as error:
         os.close(read_fd)
         if isinstance(error, Refused):

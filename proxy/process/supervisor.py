@@ -16,32 +16,34 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import os
 import pickle
 import signal
 import socket
-import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
 
+import msgspec
 import uvloop
 
 from proxy.admin.questions import answer
 from proxy.config import Config
 from proxy.exchange import forward
+from proxy.observe.metrics import Ledger, Snapshot, export_log
 from proxy.upstream.reach import client_settings
 from tlscache.context import ClientContext
 
 from . import inheritance as listening
 from .forkserver import open_files
-from .program import EXIT_FAILED, EXIT_OK, Beginning, Program, tune_process
+from .program import EXIT_FAILED, EXIT_OK, STARTING_UP, Beginning, Program, tune_process
 from .worker import Worker, server_contexts, worker_count
 
 ASK_TIMEOUT_S: Final = 2.0
-RELOAD_TIMEOUT_S: Final = 30.0
+READY_TIMEOUT_S: Final = 1.0  # a load balancer that asks /readyz has little more patience
+RELOAD_TIMEOUT_S: Final = 10.0
+STOP_TIMEOUT_S: Final = 2.0  # beyond the deadline
 PASS_TIMEOUT_S: Final = 5.0
 LINE_MAX: Final = 16 * 1024 * 1024
 RESTART_BACKOFF_S: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
@@ -60,6 +62,7 @@ class Child:
     descriptors: socket.socket
     waiting: dict[int, asyncio.Future[dict[str, Any] | None]] = field(default_factory=dict)
     serial: int = 0
+    samples: Snapshot | None = None  # the last that are known
     up: bool = False  # it has started
     gone: bool = False
 
@@ -72,7 +75,7 @@ class Child:
         future: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
         self.waiting[number] = future
         try:
-            self.writer.write(json.dumps({"n": number, **question}).encode() + b"\n")
+            self.writer.write(msgspec.json.encode({"n": number, **question}) + b"\n")
             async with asyncio.timeout(timeout_s):
                 return await future
         except (TimeoutError, ConnectionError):
@@ -84,7 +87,7 @@ class Child:
         """Match answers with their questions until the worker is gone."""
         with suppress(ConnectionError):
             while line := await self.reader.readline():
-                reply = json.loads(line)
+                reply = msgspec.json.decode(line)
                 self.up = True
                 future = self.waiting.get(reply.pop("n"))
                 if future is not None and not future.done():
@@ -103,9 +106,14 @@ class Supervisor(Program):
         self.workers = worker_count(beginning.config)
         self._children: dict[int, Child] = {}
         self._restarts = 0
+        self._registering = 0  # the pid of a child that is not in `_children` yet
+        self._ended_early: int | None = None  # its wait status
+        self._ledger = Ledger()  # what workers counted that have died
         self._quick_deaths = 0
         self._came_up = False
         self._changing = asyncio.Lock()  # no worker is forked with half a reload
+        self._sampling = asyncio.Lock()  # older samples never replace newer ones
+        self._forking = asyncio.Lock()  # or misses a drain
         self._all_gone = asyncio.Event()
 
     def restarts(self) -> int:
@@ -114,8 +122,13 @@ class Supervisor(Program):
 
     async def run(self) -> int:
         """Serve until a signal ends it. Returns the exit code."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
         try:
             return await super().run()
+        except OSError as error:  # there can be no further process
+            self.log.error("start_failed", error=error.strerror or str(error))
+            self.stop_now()
+            return EXIT_FAILED
         finally:
             # A worker may end while the loop closes, which first closes the socket that signals are written to.
             asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
@@ -124,63 +137,64 @@ class Supervisor(Program):
 
     async def start_workers(self) -> None:
         """Fork them."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._on_child_signal)
         for index in range(self.workers):
             await self._fork(index)
 
     async def _fork(self, index: int) -> None:
         """OSError where there can be no further process."""
-        async with self._changing:
+        async with self._changing, self._forking:
+            if self.stopping:
+                return
             ours, theirs = socket.socketpair()
             our_descriptors, their_descriptors = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-            our_descriptors.settimeout(PASS_TIMEOUT_S)
+            our_descriptors.setblocking(False)
             their_descriptors.settimeout(PASS_TIMEOUT_S)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            pid = os.fork()
-            if pid == 0:
-                code = EXIT_FAILED
-                try:
-                    listeners = {name: sock for name, sock in self.sockets.items() if name != listening.ADMIN}
-                    replays = self.fork_server.keys.replays
-                    _leave_supervisor({*map(_number, (theirs, their_descriptors, replays, *listeners.values()))})
-                    code = uvloop.run(self._worker_main(index, theirs, their_descriptors, listeners))
-                except BaseException as error:
-                    self.log.error("worker_failed", worker=index, error=str(error) or repr(error))
-                finally:
-                    self.log.close()
-                    os._exit(code)
-            theirs.close()
-            their_descriptors.close()
+            # In the child a signal would still be written to our loop.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    self._be_worker(index, theirs, their_descriptors)
+            except OSError:
+                ours.close()
+                our_descriptors.close()
+                raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                theirs.close()
+                their_descriptors.close()
+            self._registering = pid
             reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_MAX)
             child = Child(index, pid, monotonic(), reader, writer, our_descriptors)
             self._children[pid] = child
+            self._registering = 0
         self.background.start(child.listen(), f"worker {index}")
         self.log.info("worker_started", worker=index, pid=pid)
+        if self._ended_early is not None:
+            status, self._ended_early = self._ended_early, None
+            self.on_child_end(pid, status)
 
-    def _on_child_signal(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            child = self._children.pop(pid, None)
-            if child is None:
-                continue
-            child.gone = True
-            child.writer.close()
-            child.descriptors.close()
-            code = os.waitstatus_to_exitcode(status)
-            self._came_up = self._came_up or child.up
-            if self.stopping:
-                if not self._children:
-                    self._all_gone.set()
-            elif code == EXIT_FAILED and not self._came_up and not any(one.up for one in self._children.values()):
-                self._give_up()
-            else:
-                self.background.start(self._restart(child, code), f"restart worker {child.index}")
+    def on_child_end(self, pid: int, status: int) -> None:
+        """A worker has died, or ended as it was told."""
+        child = self._children.pop(pid, None)
+        if child is None:
+            if pid == self._registering:
+                self._ended_early = status
+            return
+        child.gone = True
+        child.writer.close()
+        child.descriptors.close()
+        if child.samples is not None:
+            self._ledger.absorb(child.samples)
+        code = os.waitstatus_to_exitcode(status)
+        self._came_up = self._came_up or child.up
+        if self.stopping:
+            if not self._children:
+                self._all_gone.set()
+        elif code == EXIT_FAILED and not self._came_up and not any(one.up for one in self._children.values()):
+            self._give_up()
+        else:
+            self.background.start(self._restart(child, code), f"restart worker {child.index}")
 
     def _give_up(self) -> None:
         """A worker could not start, and has said why."""
@@ -218,8 +232,47 @@ class Supervisor(Program):
 
     async def ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
         """Every live worker's answer."""
-        answers = await asyncio.gather(*(child.ask(question) for child in list(self._children.values())))
-        return [one for one in answers if one is not None]
+        return [reply for _, reply in await self._ask_all(question, ASK_TIMEOUT_S) if reply is not None]
+
+    async def _ask_all(self, question: dict[str, Any], timeout_s: float) -> list[tuple[Child, dict[str, Any] | None]]:
+        """Every worker with its answer."""
+        children = list(self._children.values())
+        answers = await asyncio.gather(*(child.ask(question, timeout_s) for child in children))
+        return list(zip(children, answers, strict=True))
+
+    async def change_drain(self, question: dict[str, Any]) -> list[dict[str, Any]]:
+        """An operator drains or undrains: every worker's answer."""
+        async with self._forking:
+            return await super().change_drain(question)
+
+    async def readiness(self) -> str:
+        """A worker that is being replaced is no reason: the others take what it would. One that hangs is: its
+        connections hang with it.
+        """
+        answers = await self._ask_all({"do": "ready"}, READY_TIMEOUT_S)
+        silent = [str(child.index) for child, reply in answers if reply is None and child.up and not child.gone]
+        if silent:
+            return f"not answering: worker {', '.join(silent)}"
+        told = [reply["ready"] for _, reply in answers if reply is not None]
+        return "" if told and all(told) else STARTING_UP
+
+    async def snapshot(self) -> Snapshot:
+        """All workers' samples; of one that does not answer the last that are known, and of the dead what they counted,
+        so that no counter ever goes back.
+        """
+        async with self._sampling:
+            answers = await self._ask_all({"do": "metrics"}, ASK_TIMEOUT_S)
+            total = Snapshot()
+            self._ledger.add_to(total)
+            export_log(total, self.log)
+            for child, reply in answers:
+                if child.pid not in self._children:  # it has died meanwhile: it is in the ledger
+                    continue
+                if reply is not None:
+                    child.samples = Snapshot.from_json(reply)
+                if child.samples is not None:
+                    total.merge(child.samples)
+            return total
 
     async def wait_ready(self) -> None:
         """Until every worker is ready."""
@@ -244,24 +297,34 @@ class Supervisor(Program):
                     ClientContext(settings)
             form = base64.b64encode(pickle.dumps(config)).decode()
             question = {"do": "reload", "config": form, "sockets": len(fresh)}
+            # First one that answers: it says whether all can change. Then the others, those that hang among them.
+            probed = await self._ask_all({"do": "ready"}, READY_TIMEOUT_S)
+            left = [child for child, _ in sorted(probed, key=lambda one: one[1] is None)]
             restart: set[str] | None = None
-            for child in list(self._children.values()):
-                reply = None
-                if listening.pass_on(child.descriptors, fresh):
-                    reply = await child.ask(question, RELOAD_TIMEOUT_S)
-                if reply is None:  # it has died, or is as good as dead; its replacement starts with the new config
-                    with suppress(ProcessLookupError):
-                        os.kill(child.pid, signal.SIGKILL)
-                    continue
-                if "fault" not in reply:
-                    restart = (restart or set()) | set(reply["restart"])
-                elif restart is None:
-                    raise OSError(f"worker {child.index}: {reply['fault']}")
-                else:
-                    self.log.error("worker_kept_old_config", worker=child.index, error=reply["fault"])
-                    os.kill(child.pid, signal.SIGKILL)
+            while left and restart is None:
+                restart = await self._reload_child(left.pop(0), question, fresh, first=True)
+            await asyncio.gather(*(self._reload_child(child, question, fresh, first=False) for child in left))
             self.contexts = contexts
             return sorted(restart or ())
+
+    async def _reload_child(
+        self, child: Child, question: dict[str, Any], fresh: dict[str, socket.socket], *, first: bool
+    ) -> set[str] | None:
+        """The keys that need a restart; None where the worker did not follow. OSError where the first could not."""
+        reply = None
+        if listening.pass_on(child.descriptors, fresh):
+            reply = await child.ask(question, RELOAD_TIMEOUT_S)
+        if reply is not None and "fault" not in reply:
+            return set(reply["restart"])
+        if reply is not None and first:
+            raise OSError(f"worker {child.index}: {reply['fault']}")
+        if not child.gone:
+            reason = reply["fault"] if reply is not None else f"no answer within {RELOAD_TIMEOUT_S:g} s"
+            instead = "its replacement starts with the new config"
+            self.log.error("worker_kept_old_config", worker=child.index, error=reason, killed=True, instead=instead)
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+        return None
 
     async def release_sessions(self) -> None:
         """Every worker lets another program have its sessions."""
@@ -274,9 +337,15 @@ class Supervisor(Program):
     async def drain_workers(self, deadline_s: float) -> int:
         """Every worker drains; the last one's end is ours."""
         question = {"do": "stop", "deadline_s": deadline_s}
-        children = list(self._children.values())
-        answers = await asyncio.gather(*(child.ask(question, deadline_s + 10.0) for child in children))
-        cut = sum(int(one["cut"]) for one in answers if one is not None)
+        answers = await self._ask_all(question, deadline_s + STOP_TIMEOUT_S)
+        cut = 0
+        for child, reply in answers:
+            if reply is not None:
+                cut += int(reply["cut"])
+            elif not child.gone:
+                self.log.error("worker_did_not_stop", worker=child.index, pid=child.pid, killed=True)
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
         with suppress(TimeoutError):
             async with asyncio.timeout(5.0):
                 if self._children:
@@ -292,25 +361,39 @@ class Supervisor(Program):
 
     # -- in the worker's process -------------------------------------------------------------------
 
+    def _be_worker(self, index: int, pipe: socket.socket, descriptors: socket.socket) -> None:
+        """Never returns."""
+        code = EXIT_FAILED
+        try:
+            listeners = {name: sock for name, sock in self.sockets.items() if name != listening.ADMIN}
+            replays = self.fork_server.keys.replays
+            _leave_supervisor({*map(_number, (pipe, descriptors, replays, *listeners.values()))})
+            code = uvloop.run(self._worker_main(index, pipe, descriptors, listeners))
+        except BaseException as error:
+            self.log.error("worker_failed", worker=index, error=str(error) or repr(error))
+        finally:
+            self.log.close()
+            os._exit(code)
+
     async def _worker_main(
         self, index: int, pipe: socket.socket, descriptors: socket.socket, sockets: dict[str, socket.socket]
     ) -> int:
         forward.identifiers.reseed()
         worker = Worker(self.config, self.log.bind(worker=index), self.fork_server.keys, self.contexts, index)
-        await worker.start(sockets)
+        await worker.start(sockets, self.drains.current(monotonic()))
         tune_process()
         reader, writer = await asyncio.open_connection(sock=pipe, limit=LINE_MAX)
         writer.write(b'{"n": 0}\n')  # it is up
         ending: asyncio.Task[None] | None = None
         while line := await reader.readline():
-            question = json.loads(line)
+            question = msgspec.json.decode(line)
             number = question["n"]
             if question["do"] == "stop":  # other questions are still answered meanwhile
                 stop = _stop_worker(worker, question, reader, writer)
                 ending = asyncio.get_running_loop().create_task(stop, name="stop")
                 continue
             reply = await _reply(worker, question, descriptors)
-            writer.write(json.dumps({"n": number, **reply}).encode() + b"\n")
+            writer.write(msgspec.json.encode({"n": number, **reply}) + b"\n")
         if ending is not None:
             await ending
         else:
@@ -338,7 +421,7 @@ async def _stop_worker(
 ) -> None:
     cut = await worker.drain(question["deadline_s"])
     with suppress(ConnectionError):
-        writer.write(json.dumps({"n": question["n"], "cut": cut}).encode() + b"\n")
+        writer.write(msgspec.json.encode({"n": question["n"], "cut": cut}) + b"\n")
         await writer.drain()
     reader.feed_eof()  # no more questions
 
@@ -367,6 +450,7 @@ def _leave_supervisor(kept: set[int]) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in open_files() - kept - {nothing}:
         os.dup2(nothing, fd, inheritable=False)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from time import monotonic
@@ -29,7 +30,7 @@ from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
 from proxy.net.resolver import Resolver
 from proxy.observe.access_log import AccessLog
-from proxy.observe.metrics import Snapshot, export_log
+from proxy.observe.metrics import Ledger, Snapshot, export_log
 from proxy.upstream.sessions import Sessions
 from proxy.upstream.upstream import UpstreamRuntime
 from tlscache.context import CertificatePair, ServerContext, ServerSettings
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from proxy.config import ConfigDiff, ListenerSection
     from routing.model import Upstream
     from tlscache.ticket_keys import TicketKeys
+
+    from .drains import OperatorDrain
 
 TICK_S: Final = 0.1
 MEASURE_S: Final = 1.0
@@ -82,27 +85,31 @@ class Worker:
         self.upstreams: dict[str, UpstreamRuntime] = {}
         self.leaving_listeners: list[AnyListener] = []
         self.leaving_upstreams: list[UpstreamRuntime] = []
-        self.departed = Snapshot()  # what those counted that have left
         self.contexts = contexts if contexts is not None else server_contexts(config, ticket_keys)
         self.ticket_keys = ticket_keys
         self.ready = asyncio.Event()
         self.stopping = False
         self.started_at = monotonic()
+        self.ledger = Ledger()  # what has left has counted
         self._tick_handle: asyncio.TimerHandle | None = None
         self._next_measure = 0.0
         self._next_certificates = 0.0
 
     # -- starting ----------------------------------------------------------------------------------
 
-    async def start(self, sockets: dict[str, socket.socket]) -> None:
-        """Dial warm pools, begin to accept. Returns once accepting; `ready` is set when the pools are warm (or have had
-        their time).
+    async def start(self, sockets: dict[str, socket.socket], drains: Iterable[OperatorDrain] = ()) -> None:
+        """Dial warm pools, begin to accept, what operators have drained being so. Returns once accepting; `ready` is
+        set when the pools are warm (or have had their time).
         """
         self.access_log.start(self.loop, self.log)
         for name in self.config.upstreams:
             self.upstreams[name] = self._new_upstream(self.config, name)
         await self._prefetch_sessions(self.upstreams.values())
         self._rehearse()
+        for drain in drains:
+            seconds = None if drain.until is None else max(0.0, drain.until - monotonic())
+            with suppress(KeyError):  # the config was changed meanwhile, and has no such region
+                self.drain_region(drain.region, drain.upstream, seconds)
         for section in self.config.listeners:
             await self._open_listener(section, sockets[section.name])
         self.loop.call_later(READY_WAIT_S, self._become_ready, "some endpoints could not be reached yet")
@@ -281,9 +288,7 @@ class Worker:
         self.config, self.contexts = config, contexts
         self.leaving_upstreams += [self.upstreams[name] for name in change.upstreams_removed]
         self.upstreams = upstreams
-        if access_log is self.access_log:
-            access_log.reopen()  # the file may have been renamed
-        else:
+        if access_log is not self.access_log:
             before, self.access_log = self.access_log, access_log
             for listener in self._every_listener():
                 listener.access_log = access_log
@@ -321,13 +326,17 @@ class Worker:
         """What has nothing left to do ends; what it counted stays counted."""
         for listener in [one for one in self.leaving_listeners if one.drained.is_set()]:
             self.leaving_listeners.remove(listener)
-            listener.export(self.departed)
+            counted = Snapshot()
+            listener.export(counted)
+            self.ledger.absorb(counted)
         led_to = [listener.upstreams for listener in self.leaving_listeners]
         for upstream in list(self.leaving_upstreams):
             if upstream.idle and not any(upstream in upstreams.values() for upstreams in led_to):
                 self.leaving_upstreams.remove(upstream)
                 upstream.close()
-                upstream.export(self.departed, monotonic())
+                counted = Snapshot()
+                upstream.export(counted, monotonic())
+                self.ledger.absorb(counted)
 
     def _every_listener(self) -> Iterator[AnyListener]:
         """Those of the config, and those that leave."""
@@ -378,11 +387,11 @@ class Worker:
     def snapshot(self) -> Snapshot:
         """Everything that `/metrics` shows of this worker."""
         snapshot = Snapshot()
-        snapshot.merge_counted(self.departed)
         for listener in self._every_listener():
             listener.export(snapshot)
         for upstream in self._every_upstream():
             upstream.export(snapshot, monotonic())
+        self.ledger.add_to(snapshot)
         self.sessions.export(snapshot)
         snapshot.add("access_log_dropped", self.access_log.dropped)
         export_log(snapshot, self.log)

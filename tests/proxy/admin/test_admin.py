@@ -17,6 +17,7 @@ from proxy.admin.questions import answer, merge
 from proxy.loop.background import Background
 from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
+from proxy.observe.metrics import Snapshot
 
 from ..e2e.harness import Log, Peer
 from ..edge import Edge, config, edge, origin
@@ -41,8 +42,17 @@ class Backend:
     def reloads(self) -> dict[str, int]:
         return {"ok": 3, "refused": 1}
 
-    def config_yaml(self) -> str:
+    async def config_yaml(self) -> str:
         return "listeners: []\n"
+
+    async def readiness(self) -> str:
+        return "" if self.answers and all(one["ready"] for one in self.answers) else "starting"
+
+    async def snapshot(self) -> Snapshot:
+        return Snapshot()
+
+    async def change_drain(self, question: dict[str, Any]) -> list[dict[str, Any]]:
+        return await self.ask(question)
 
 
 class OneWorker(Backend):
@@ -54,6 +64,9 @@ class OneWorker(Backend):
 
     async def ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
         return [json.loads(json.dumps(await answer(self.it.worker, question)))]
+
+    async def snapshot(self) -> Snapshot:
+        return Snapshot.from_json((await self.ask({"do": "metrics"}))[0])
 
 
 class Answer:

@@ -321,7 +321,7 @@ async def test_answers_find_their_questions() -> None:
     listening = asyncio.create_task(one.listen())
     first, second = (asyncio.create_task(one.ask({"do": name})) for name in ("a", "b"))
     await asyncio.sleep(0)
-    assert writer.written == b'{"n": 1, "do": "a"}\n{"n": 2, "do": "b"}\n'
+    assert writer.written == b'{"n":1,"do":"a"}\n{"n":2,"do":"b"}\n'
     assert not one.up
     reader.feed_data(b'{"n": 0}\n{"n": 2, "x": "b"}\n{"n": 99}\n{"n": 1, "x": "a"}\n')
     assert await first == {"x": "a"}
