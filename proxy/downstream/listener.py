@@ -558,7 +558,8 @@ class ServerConnection(Connection):
                 now = self.turn.now
                 self.listener.timers.set(self, now + DRAIN_IDLE_S, now)
         elif self.state is _PRELUDE and self.engine is None and not self.prelude and self.proxy_header is None:
-            self._end_now()
+            # It has said nothing yet, but its first request may be on its way.
+            self.listener.timers.set(self, self.turn.now + DRAIN_IDLE_S, self.turn.now)
 
     def close_gracefully(self) -> None:
         """The last answer has been written: shut down our side, then read on until the client has closed too."""

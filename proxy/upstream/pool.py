@@ -522,6 +522,8 @@ class Pool:
                 self._parting.append(connection)  # it has taken a session ticket: the one it gives back is on its way
             else:
                 self._dialled(connection)
+                if len(self.idle) > max(1, self.settings.warm) and connection in self.idle:
+                    self.idle[0].retire_after_flush()  # the oldest: probes replace, they do not pile up
         finally:
             self.upstream.turn.end()
 

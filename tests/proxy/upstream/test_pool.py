@@ -411,6 +411,10 @@ async def test_probes_do_not_pile_up_connections(start: Start) -> None:
     for _ in range(3):
         assert await rig.pool.probe()
     assert len(rig.pool.shared) == 1
+    rig = await start("h1", warm=1)
+    for _ in range(3):
+        assert await rig.pool.probe()
+    assert len(rig.pool.connections) == 1
 
 
 async def test_probes_keep_to_the_bound(start: Start) -> None:
