@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from .keys import Row, answered, ask, from_origin, is_cut, mark, share, spilled, tried, within
+from .keys import Row, answered, ask, from_origin, is_cut, mark, raw, share, spilled, tried, within
 from .program import until
+from .streams import Socket
 from .town import Edit, Town, set_at
 
 APP = "upstreams.app."
@@ -20,7 +21,7 @@ def app(key: str, value: object) -> Edit:
 async def _version_2(town: Town) -> bool:
     name = mark()
     await ask(town, x_day=name)
-    return town.near.marked(name)[-1].version == "2"
+    return any(one.version == "2" for origin in (town.near, town.mid, town.far) for one in origin.marked(name))
 
 
 async def _one_for_a_user(town: Town) -> bool:
@@ -118,16 +119,14 @@ async def _drained_at_once(town: Town) -> bool:
 
 
 async def _drain(town: Town, upstream: str) -> None:
-    """Have region one drained: its origin is gone for as long as that takes."""
-    origin = town.named(f"{upstream}-1")
-    await origin.stop()
+    """Have region one drained: its origin cuts what the other region's answers."""
+    town.named(f"{upstream}-2").cuts = False
 
     async def drained() -> bool:
-        await ask(town, listener=upstream)
+        await _cuts(town, upstream, 1)
         return await _state(town, upstream) == "drained"
 
-    await until(drained, f"{upstream}: region one is drained")
-    await origin.start()
+    await until(drained, f"{upstream}: region one is drained", 30)
 
 
 async def _rests_briefly(town: Town) -> bool:
@@ -152,6 +151,22 @@ async def _both_drained(town: Town) -> bool:
     await _let_back(town, "most")
     await _cuts(town, "most", 12)
     return [await _state(town, "most", name) for name in ("one", "two")] == ["drained", "drained"]
+
+
+async def _upgrades_nothing(town: Town) -> bool:
+    try:
+        stream = await Socket.open(town.program.port("routes"))
+    except (AssertionError, OSError, EOFError):
+        return True
+    await stream.close()
+    return False
+
+
+async def _connects(town: Town) -> bool:
+    name = mark()
+    head = f"CONNECT town.test:80 HTTP/1.1\r\nhost: town.test:80\r\nx-day: {name}\r\n\r\n".encode()
+    await raw(town, "routes", head, 0.5)
+    return any(one.method == "CONNECT" for one in town.near.marked(name))
 
 
 WEIGHTED = app("routing.policy", "weighted")
@@ -209,6 +224,8 @@ UPSTREAM = [
 ]
 
 ROUTES = [
+    Row("listeners[].routes[].upgrade", [], _upgrades_nothing),
+    Row("listeners[].routes[].connect", True, _connects),
     Row("listeners[].routes[].match.host", "other.test", from_origin("spare", listener="routes")),
     Row("listeners[].routes[].match.path", "/only", from_origin("spare", listener="routes")),
     Row("listeners[].routes[].match.methods", ["POST"], from_origin("spare", listener="routes")),

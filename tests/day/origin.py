@@ -63,6 +63,7 @@ class Origin:
         self.delay_s = 0.0
         self.status = 200
         self.health = 200
+        self.cuts = True
         self.release = asyncio.Event()
         self.seen: list[Seen] = []
         self.requests: Counter[str] = Counter()  # complete requests, by their `x-day`
@@ -125,7 +126,7 @@ class Origin:
             await asyncio.sleep(delay_s)
         if words[0] == "held":
             await self.release.wait()
-        if words[0] == "cut":
+        if words[0] == "cut" and self.cuts:
             reply.cut()
             return
         fields = [("x-origin", self.name), ("x-connection", str(seen.connection))]
