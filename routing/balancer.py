@@ -23,6 +23,7 @@ from .drain import Change, DrainState
 from .hedge import Budget, due, plan
 from .ledger import Ledger
 from .region import UNKNOWN_S, RegionState
+from .reload import adopt
 from .state import EndpointState, Outcome
 
 if TYPE_CHECKING:
@@ -278,7 +279,7 @@ class Balancer(Ledger):
         learnt = {region.name: region for region in old.regions}
         for region in self.regions:
             if region.name in learnt:
-                region.adopt(learnt[region.name], self.upstream.drain)
+                adopt(region, learnt[region.name], self.upstream.drain)
         self.endpoints = [endpoint for region in self.regions for endpoint in region.endpoints]
         for endpoint in old.endpoints:
             endpoint.departed = endpoint not in self.endpoints

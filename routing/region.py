@@ -16,7 +16,7 @@ from .outlier import OutlierState, ejectable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .model import Drain, Region, Upstream
+    from .model import Region, Upstream
     from .state import EndpointState
 
 TAIL: Final = 0.03
@@ -359,22 +359,6 @@ class RegionState:
             and (not self.crowded or now - self.p95_well_at >= WELL_S)
         )
 
-    def adopt(self, before: RegionState, drain: Drain) -> None:
-        """Take over what was learnt before a reload, and the endpoints that stay, with what is in flight on them."""
-        self.health, self.counts = before.health, before.counts
-        self.health.settings = drain
-        for name in _LEARNT:
-            setattr(self, name, getattr(before, name))
-        known = {endpoint.endpoint: endpoint for endpoint in before.endpoints}
-        for index, endpoint in enumerate(self.endpoints):
-            kept = known.get(endpoint.endpoint)
-            if kept is not None:
-                kept.region, kept.index = self, index
-                self.endpoints[index] = kept
-        self.refresh_usable()
-        self.in_flight = sum(endpoint.in_flight for endpoint in self.endpoints)
-        self.held = sum(endpoint.held for endpoint in self.endpoints)
-
     def forget_tail(self, now: float) -> None:
         """It comes back from a drain: what was learnt of its tail is about the fault."""
         self.counts = SlidingCounts(now)
@@ -393,34 +377,3 @@ class RegionState:
             f"<RegionState {self.name} {self.state.name.lower()}: weight {self.weight:.2f}, "
             f"cost {self.cost * 1e3:.1f} ms, {self.in_flight} in flight>"
         )
-
-
-_LEARNT: Final = (
-    "answer_rate",
-    "baseline",
-    "busy",
-    "busy_since",
-    "closeness",
-    "cost",
-    "excess",
-    "headroom",
-    "hedge_after",
-    "last_good",
-    "late_after",
-    "late_share",
-    "p50",
-    "p95",
-    "p95_well",
-    "p95_well_at",
-    "p99",
-    "path",
-    "patience",
-    "service",
-    "service_known_at",
-    "slack",
-    "slow_after",
-    "slow_share",
-    "survivors",
-    "tail",
-    "usual",
-)

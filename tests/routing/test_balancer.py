@@ -187,7 +187,8 @@ def _evidence(world: World) -> list[object]:
     """Everything that is believed of the endpoints and regions, but for where the objects are."""
 
     def values(state: object, *but: str) -> dict[str, object]:
-        return {name: getattr(state, name) for name in state.__slots__ if name not in but}  # type: ignore[attr-defined]
+        found = {name: getattr(state, name) for name in dir(type(state)) if name[:2] != "__" and name not in but}
+        return {name: value for name, value in found.items() if not callable(value)}
 
     return [
         [
