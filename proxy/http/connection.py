@@ -402,7 +402,10 @@ class Connection:
             data = self.engine.data_to_send()
             if data:
                 transport.write(data)
-        transport.write_eof()
+        try:
+            transport.write_eof()
+        except OSError:  # asyncio's own transport tells so of a peer that is gone; `connection_lost` follows
+            transport.abort()
 
     def pause_writing(self) -> None:
         """The transport is above its high-water mark."""
