@@ -160,7 +160,7 @@ class Worker:
             tls=self.contexts.get(section.name),
             proxy_protocol=section.proxy_protocol,
             trusted=section.trusted,
-            loop_name=b"onetrip-" + (self.config.instance or INSTANCE).encode(),
+            instance=(self.config.instance or INSTANCE).encode(),
         )
 
     def _route_listeners(self) -> None:
