@@ -166,8 +166,8 @@ class ServerConnection(Connection):
         self.client = address or "unix"
         self.log_start = msgspec.json.encode({"listener": listener.name, "client": self.client})[1:-1]
         proto = b"https" if listener.tls is not None else b"http"
-        trusted = listener.trusts(address)
-        self.hop = Hop(address.encode() or b"unknown", proto, listener.via_name, trusted, listener.loop_name)
+        trusted, loop_name = listener.trusts(address), listener.via_name + b"-" + listener.instance
+        self.hop = Hop(address.encode() or b"unknown", proto, listener.via_name, trusted, loop_name)
 
     def _open(self, codec: Codec) -> None:
         self.codec = codec
@@ -624,7 +624,7 @@ class Listener:
         proxy_protocol: bool = False,
         trusted: tuple[IPv4Network | IPv6Network, ...] = (),
         via_name: bytes = b"onetrip",
-        loop_name: bytes = b"onetrip",
+        instance: bytes = b"0",
         new_exchange: Callable[[Listener, ServerConnection], Any] = Exchange,
     ) -> None:
         self.name = name
@@ -639,7 +639,7 @@ class Listener:
         self.proxy_protocol = proxy_protocol
         self.trusted = trusted
         self.via_name = via_name
-        self.loop_name = loop_name
+        self.instance = instance
         self.new_exchange = new_exchange  # who handles a request: an Exchange, or the admin's own
         self.counters = ListenerCounters()
         self.connections: set[ServerConnection] = set()
@@ -717,7 +717,7 @@ class Listener:
         self.tls = fresh.tls
         self.proxy_protocol = fresh.proxy_protocol
         self.trusted = fresh.trusted
-        self.loop_name = fresh.loop_name
+        self.instance = fresh.instance
 
     # -- the record of a request -------------------------------------------------------------------
 

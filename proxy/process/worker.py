@@ -181,7 +181,7 @@ class Worker:
             tls=contexts.get(section.name),
             proxy_protocol=section.proxy_protocol,
             trusted=section.trusted,
-            loop_name=b"onetrip-" + (self.config.instance or INSTANCE).encode(),
+            instance=(self.config.instance or INSTANCE).encode(),
         )
 
     def on_warm(self) -> None:
