@@ -320,9 +320,8 @@ class Relay:
             except OSError as error:
                 self._broken(flow.target, error)
                 return
-            if sent < len(flow.held):
-                flow.held = memoryview(flow.held)[sent:]
-            else:
+            flow.held = memoryview(flow.held)[sent:]
+            if not flow.held:
                 flow.held = bytes(flow.behind)
                 flow.behind.clear()
             flow.waiting = len(flow.held) > 0
