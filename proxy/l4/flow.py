@@ -30,11 +30,23 @@ class End:
 
 
 class Flow:
-    """One direction. `waiting`: bytes are left for the target, in `held` (ciphertext, where it has TLS) or, `piped` of
-    them, in `pipe`.
+    """One direction. `waiting`: bytes are left for the target, in `held` (ciphertext, where it has TLS) with what TLS
+    says by itself behind it in `behind`, or, `piped` of them, in `pipe`.
     """
 
-    __slots__ = ("bulk", "bytes", "held", "pipe", "piped", "resting", "small_splices", "source", "target", "waiting")
+    __slots__ = (
+        "behind",
+        "bulk",
+        "bytes",
+        "held",
+        "pipe",
+        "piped",
+        "resting",
+        "small_splices",
+        "source",
+        "target",
+        "waiting",
+    )
 
     def __init__(self, source: End, target: End) -> None:
         self.source = source
@@ -42,6 +54,7 @@ class Flow:
         self.bytes = 0
         self.waiting = False
         self.held: bytes | memoryview = b""
+        self.behind = bytearray()
         self.bulk = False
         self.small_splices = 0  # in a row
         self.resting = False  # the source is not watched: more gathers there for a moment

@@ -292,8 +292,8 @@ class Relay:
     def _write(self, flow: Flow, data: bytes | memoryview) -> bool:
         """Bytes for the target's socket. False: some are left, or it broke."""
         if flow.waiting:  # what TLS says by itself, behind the data
-            flow.held = bytes(flow.held) + data
-            if len(flow.held) > HELD_BYTES_MAX:
+            flow.behind += data
+            if len(flow.held) + len(flow.behind) > HELD_BYTES_MAX:
                 self._break("the peer asks for more and more and reads nothing")
             return False
         try:
@@ -320,8 +320,11 @@ class Relay:
             except OSError as error:
                 self._broken(flow.target, error)
                 return
-            flow.waiting = sent < len(flow.held)
-            flow.held = memoryview(flow.held)[sent:] if flow.waiting else b""
+            flow.held = memoryview(flow.held)[sent:]
+            if not flow.held:
+                flow.held = bytes(flow.behind)
+                flow.behind.clear()
+            flow.waiting = len(flow.held) > 0
         if not flow.waiting and flow.source.read_eof:
             self._pass_eof(flow)
 
