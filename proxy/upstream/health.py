@@ -169,8 +169,9 @@ class Health:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 elapsed = await self._dial(target, links)
-        except (ProxyError, TimeoutError):
-            self._upstream.balancer.observe_probe(target, monotonic(), False, monotonic() - started)
+        except (ProxyError, TimeoutError) as error:
+            if not isinstance(error, ProxyError) or error.blames_endpoint:
+                self._upstream.balancer.observe_probe(target, monotonic(), False, monotonic() - started)
         else:
             self._upstream.balancer.observe_probe(target, monotonic(), True, elapsed)
         finally:
@@ -202,7 +203,9 @@ class Health:
                     ok = await self._call(target, section.grpc or "")
                 else:
                     ok = section.expects(await self._ask(target, section.path.encode()))
-        except (ProxyError, TimeoutError):
+        except (ProxyError, TimeoutError) as error:
+            if isinstance(error, ProxyError) and not error.blames_endpoint:
+                return  # what ran out here says nothing about the endpoint
             connection = self._checks.pop(id(target), None)
             if connection is not None:
                 connection.abort()
