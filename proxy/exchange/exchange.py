@@ -550,7 +550,10 @@ class Exchange(StreamHandler):
             self.shared_faults += 1
         if error.kind.blame is Blame.REQUEST or not self._may_retry(now, stale) or not (unseen or self.idempotent):
             return False
-        target = self.upstream.balancer.pick_alternate(now, [a.target for a in self.tried], False)
+        tried = [a.target for a in self.tried]
+        target = self.upstream.balancer.pick_alternate(now, tried, False)
+        if target in tried and error.kind.blame is Blame.PROXY:
+            target = None  # what ran out there has not come back by now
         reason = error.kind.label
         # What reached no origin loads none: such a retry is bounded by `attempts` alone. And where one request breaks a
         # connection, its tries are counted, not those of all others that were on it.
@@ -566,7 +569,7 @@ class Exchange(StreamHandler):
         a standby). Those are the last resort before an error, and a retry of each request adds up to no more than the
         usual load.
         """
-        return self.upstream.balancer.take_retry(now, self.budget) or target.region.weight <= 0.0
+        return target.region.weight <= 0.0 or self.upstream.balancer.take_retry(now, self.budget)
 
     def _replace(self, attempt: Attempt, now: float) -> bool:
         """A reload closed the pool where it waited: the same try goes to whatever the new configuration picks."""

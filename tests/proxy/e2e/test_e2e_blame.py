@@ -199,6 +199,7 @@ async def test_no_socket(
         assert got.status == 503
         assert os.strerror(code).encode() in got.body
         assert dial._EXHAUSTED[code].encode() in got.body
+        assert got.body.count(b"tried") == 2  # each endpoint once
     assert blamed(proxy) == blamed(proxy, "far") == 0
 
 
