@@ -12,33 +12,19 @@ from typing import Any
 
 import pytest
 
-from proxy.errors import Blame, Kind, ProxyError
+from proxy.errors import Kind, ProxyError
 from proxy.net import dial
-from routing.model import Endpoint
 
 from ..matrix import peers
 from .harness import OK, Ended, Message, Origin, OriginPeer, Proxy, raw, request, wait_for
 from .regions import blamed, region, regions
 
-MODULE = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 Start = Callable[[str], Awaitable[Proxy]]
 WEBSOCKET = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAA\r\n"
 CALL = b"te: trailers\r\nconnection: te\r\ncontent-type: application/grpc\r\ncontent-length: 5\r\n"
 PAUSE_S = 0.1
 """A client's pace: far above what an origin on this machine takes."""
-
-
-def test_every_kind_says_whom_it_blames() -> None:
-    """A client's faults are its request's; what is ours is the proxy's."""
-    sources = {kind.source.value: set[Blame]() for kind in Kind}
-    for kind in Kind:
-        sources[kind.source.value].add(kind.blame)
-    assert sources["downstream"] == {Blame.REQUEST}
-    assert sources["internal"] == {Blame.PROXY}
-    assert sources["upstream"] == {Blame.ENDPOINT, Blame.REQUEST}
-    assert [kind for kind in Kind if kind.source.value == "upstream" and kind.blame is Blame.REQUEST] == [
-        Kind.UPGRADE_FAILED
-    ]
 
 
 # What an HTTP/2 origin does not take.
@@ -47,7 +33,6 @@ def test_every_kind_says_whom_it_blames() -> None:
 @pytest.mark.parametrize(
     ("extra", "status"), [(b"cookie: a=" + b"x" * 10_000 + b"\r\n", 431), (WEBSOCKET, 502)], ids=["head", "websocket"]
 )
-@MODULE
 async def test_what_an_http2_origin_does_not_take(start: Start, extra: bytes, status: int) -> None:
     origins = [peers.Origin("h2", None) for _ in range(2)]
     for origin in origins:
@@ -73,7 +58,6 @@ async def silent(peer: OriginPeer, got: Message) -> None:
     await peer.gone()
 
 
-@MODULE
 async def test_a_calls_own_deadline(start: Start, origin: Origin, own_origin: Origin) -> None:
     origin.answer = silent
     proxy = await start(regions(origin.port, own_origin.port))
@@ -85,7 +69,6 @@ async def test_a_calls_own_deadline(start: Start, origin: Origin, own_origin: Or
     assert own_origin.requests == []
 
 
-@MODULE
 async def test_a_stream_that_is_quiet_after_its_head(start: Start, origin: Origin, own_origin: Origin) -> None:
     async def quiet(peer: OriginPeer, got: Message) -> None:
         await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
@@ -103,7 +86,6 @@ async def test_a_stream_that_is_quiet_after_its_head(start: Start, origin: Origi
 
 
 @pytest.mark.parametrize("ending", ["complete", "leaves"])
-@MODULE
 async def test_a_slow_upload(start: Start, origin: Origin, own_origin: Origin, ending: str) -> None:
     proxy = await start(
         regions(
@@ -132,7 +114,6 @@ async def test_a_slow_upload(start: Start, origin: Origin, own_origin: Origin, e
         assert latency.total < 3 * PAUSE_S / 2
 
 
-@MODULE
 async def test_an_early_answer_to_a_slow_upload(start: Start, origin: Origin, own_origin: Origin) -> None:
     async def after_a_part(peer: OriginPeer, got: Message) -> None:
         await peer.exactly(4)
@@ -168,7 +149,6 @@ class FakePool:
         """Nobody waits."""
 
 
-@MODULE
 async def test_a_full_pool(start: Start, origin: Origin, own_origin: Origin) -> None:
     """Elsewhere there may be room: POSTs go there too, for nothing was sent."""
     proxy = await start(regions(origin.port, own_origin.port))
@@ -184,7 +164,6 @@ async def test_a_full_pool(start: Start, origin: Origin, own_origin: Origin) -> 
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM])
-@MODULE
 async def test_no_socket(
     start: Start, origin: Origin, own_origin: Origin, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -203,7 +182,6 @@ async def test_no_socket(
     assert blamed(proxy) == blamed(proxy, "far") == 0
 
 
-@MODULE
 async def test_no_socket_for_one_more_connection(
     start: Start, origin: Origin, own_origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,25 +211,9 @@ async def test_no_socket_for_one_more_connection(
     assert blamed(proxy) == 0
 
 
-def test_an_address_that_nothing_leads_to_is_not_a_lack_of_ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    lacking = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-    endpoint = Endpoint("127.0.0.1", 1)
-    found = dial.no_source((socket.AF_INET, ("127.0.0.1", 1)), lacking)
-    assert dial.connect_error(endpoint, found).kind is Kind.EXHAUSTED
-
-    class NoAddress(socket.socket):
-        def connect(self, address: Any) -> None:
-            raise lacking
-
-    monkeypatch.setattr(dial.socket, "socket", NoAddress)
-    found = dial.no_source((socket.AF_INET6, ("2001:db8::1", 1)), lacking)
-    assert dial.connect_error(endpoint, found).kind is Kind.UNREACHABLE
-
-
 # The last resort.
 
 
-@MODULE
 async def test_drained_regions_are_tried_before_an_error(start: Start, origin: Origin, own_origin: Origin) -> None:
     """Where the regions that are left fail, each request is tried in the drained one, whatever the budget."""
     origin.answer = raw(b"HTTP/1.1 503 No\r\nretry-after: 60\r\ncontent-length: 0\r\n\r\n")
