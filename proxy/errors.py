@@ -59,7 +59,7 @@ class Kind(Enum):
         502,
         "http_response_header_section_size",
         Source.UPSTREAM,
-        Blame.ENDPOINT,
+        Blame.REQUEST,
     )
     RESPONSE_INCOMPLETE = ("response_incomplete", 502, "http_response_incomplete", Source.UPSTREAM, Blame.ENDPOINT)
     UPGRADE_FAILED = ("upgrade_failed", 502, "http_upgrade_failed", Source.UPSTREAM, Blame.REQUEST)

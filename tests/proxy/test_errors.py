@@ -13,6 +13,7 @@ def test_every_kind_says_whom_it_blames() -> None:
     assert sources["downstream"] == {Blame.REQUEST}
     assert sources["internal"] == {Blame.PROXY}
     assert sources["upstream"] == {Blame.ENDPOINT, Blame.REQUEST}
-    assert [kind for kind in Kind if kind.source.value == "upstream" and kind.blame is Blame.REQUEST] == [
-        Kind.UPGRADE_FAILED
-    ]
+    assert {kind for kind in Kind if kind.source.value == "upstream" and kind.blame is Blame.REQUEST} == {
+        Kind.UPGRADE_FAILED,
+        Kind.RESPONSE_HEAD_TOO_LARGE,
+    }

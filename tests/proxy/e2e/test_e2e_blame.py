@@ -50,6 +50,20 @@ async def test_what_an_http2_origin_does_not_take(start: Start, extra: bytes, st
         await origin.close()
 
 
+async def test_an_answer_above_our_limits(start: Start, origin: Origin, own_origin: Origin) -> None:
+    """One user's many cookies: the same answer anywhere, and no fault of a region."""
+    origin.answer = own_origin.answer = raw(
+        b"HTTP/1.1 200 OK\r\nset-cookie: %b\r\n\r\n" % (b"x" * 1_000_000), then="close"
+    )
+    proxy = await start(regions(origin.port, own_origin.port))
+    client = await proxy.connect()
+    for _ in range(8):
+        assert (await client.get()).status == 502
+    assert blamed(proxy) == 0
+    assert len(origin.requests) == 8
+    assert own_origin.requests == []
+
+
 # Limits and pace of the client.
 
 
