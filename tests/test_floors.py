@@ -34,8 +34,8 @@ LINES_MAX = 400
 FUNCTION_LINES_MAX = 75
 LONGER = {
     # A state machine each, whose rules stand on top: to cut one in two would hide what depends on what.
-    "proxy/upstream/connection.py": 480,
-    "proxy/exchange/exchange.py": 780,
+    "proxy/upstream/connection.py": 490,
+    "proxy/exchange/exchange.py": 890,
     "proxy/downstream/listener.py": 770,
     "proxy/upstream/pool.py": 660,
     "proxy/http/connection.py": 500,
