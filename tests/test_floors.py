@@ -34,11 +34,11 @@ LINES_MAX = 400
 FUNCTION_LINES_MAX = 75
 LONGER = {
     # A state machine each, whose rules stand on top: to cut one in two would hide what depends on what.
-    "proxy/upstream/connection.py": 560,
-    "proxy/exchange/exchange.py": 850,
+    "proxy/upstream/connection.py": 580,
+    "proxy/exchange/exchange.py": 950,
     "proxy/downstream/listener.py": 800,
-    "proxy/upstream/pool.py": 780,
-    "proxy/http/connection.py": 560,
+    "proxy/upstream/pool.py": 800,
+    "proxy/http/connection.py": 570,
     "proxy/l4/tunnel.py": 600,
     "proxy/process/program.py": 480,
     "proxy/process/supervisor.py": 460,

@@ -169,6 +169,7 @@ class Attempt(StreamHandler):
         self.state = _WAITING
         self.waiting = True
         self.target.pool.carried_in_vain += 1
+        self.exchange.on_moved(self)  # within the time for a connection that began with the first handshake
         self.target.pool.acquire(self)
 
     def _move(self) -> None:
@@ -186,7 +187,7 @@ class Attempt(StreamHandler):
     def on_no_connection(self, error: ProxyError) -> None:
         """The pool has none and will have none for this attempt."""
         self.waiting = False
-        self._fail(error, Outcome.CONNECT_FAILED)
+        self._fail(error, _outcome(error, Outcome.CONNECT_FAILED))
 
     # -- from the stream ---------------------------------------------------------------------------
 
@@ -228,7 +229,7 @@ class Attempt(StreamHandler):
         if error.going_away and self.moves < MOVES_MAX and self.exchange.may_move(self):
             self._move()
             return
-        self._fail(error, Outcome.REFUSED_STREAM if error.unprocessed else Outcome.RESET)
+        self._fail(error, _outcome(error, Outcome.REFUSED_STREAM if error.unprocessed else Outcome.RESET))
 
     # -- from the exchange -------------------------------------------------------------------------
 
@@ -272,16 +273,17 @@ class Attempt(StreamHandler):
         stream, self.stream = self.stream, None
         if stream is not None:
             stream.reset(None)
-        balancer = self.exchange.upstream.balancer
+        exchange = self.exchange
+        balancer = exchange.upstream.balancer
         if self.held:
             balancer.closed(self.target)
         else:
-            balancer.finish(self.target, now, outcome, now - self.started, winner=winner_s)
+            balancer.finish(self.target, now, outcome, exchange.origin_had_s(self.started, now), winner=winner_s)
 
-    def time_out(self, kind: Kind, text: str, now: float) -> ProxyError:
+    def time_out(self, kind: Kind, text: str, now: float, outcome: Outcome) -> ProxyError:
         """End because a deadline passed."""
         error = self.error = ProxyError(kind, text, unprocessed=not self.touched)
-        self.end(Outcome.TIMEOUT, now)
+        self.end(outcome, now)
         return error
 
     def _fail(self, error: ProxyError, outcome: Outcome) -> None:
@@ -290,6 +292,11 @@ class Attempt(StreamHandler):
         self.error = error
         self.end(outcome, self.exchange.connection.turn.now)
         self.exchange.on_attempt_failed(self, error)
+
+
+def _outcome(error: ProxyError, otherwise: Outcome) -> Outcome:
+    """What routing is told of a fault: nothing, where it says nothing about the endpoint."""
+    return otherwise if error.blames_endpoint else Outcome.NEUTRAL
 
 
 def _numbered(head: RequestHead, number: int) -> RequestHead:

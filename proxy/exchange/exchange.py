@@ -10,6 +10,10 @@ Rules (DESIGN: replay, winner, hedge, loser):
   can follow.
 - A request goes again on its own only while no byte of it may have reached an origin, or where its method (or an
   idempotency key) makes that safe. A 502, 503 or 504 of a first try loses to a try that is still possible.
+- What is not idempotent is in one place at a time: an attempt that is replaced is withdrawn before its successor
+  starts.
+- What an origin is measured by is its own time (`origin_had_s`): from the end of the request, or from its last byte;
+  how fast a client sends says nothing about an endpoint, and neither does what runs out here (`errors.Blame`).
 - A hedge starts only when the request is complete, never for an upgrade, CONNECT or `expect`, and only on a warm
   connection.
 - One timer holds the earliest of the hedge's time and the deadlines; activity moves a time stamp, not the timer.
@@ -21,7 +25,7 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Final, cast
 
-from proxy.errors import CLIENT_CLOSED_REQUEST, Kind, ProxyError, Source
+from proxy.errors import CLIENT_CLOSED_REQUEST, Blame, Kind, ProxyError, Source
 from proxy.http.grpc import call_status, error_trailers, is_call, timeout_s
 from proxy.http.message import ResponseHead
 from proxy.http.semantics import decimal
@@ -30,7 +34,7 @@ from routing.balancer import Outcome
 
 from .attempt import _SENT as ATTEMPT_SENT
 from .attempt import _WON as ATTEMPT_WON
-from .attempt import Attempt
+from .attempt import MOVES_MAX, Attempt
 from .forward import is_last_hop, rewrite, settle_tunnel
 from .reply import debug_fields, error_reply, final_answer
 
@@ -76,6 +80,7 @@ class Exchange(StreamHandler):
 
     __slots__ = (
         "active_at",
+        "answer_s",
         "attempts",
         "bodyless",
         "budget",
@@ -91,6 +96,7 @@ class Exchange(StreamHandler):
         "grpc",
         "head",
         "hedge_at",
+        "hedge_delay",
         "hedged",
         "hop_trusted",
         "idempotent",
@@ -100,6 +106,7 @@ class Exchange(StreamHandler):
         "replay_bytes",
         "replay_trailers",
         "request_end",
+        "request_ended_at",
         "request_id",
         "request_paused",
         "response_end",
@@ -108,6 +115,7 @@ class Exchange(StreamHandler):
         "route",
         "sent_at",
         "session_key",
+        "shared_faults",
         "started",
         "state",
         "status",
@@ -137,6 +145,9 @@ class Exchange(StreamHandler):
         self.started = self.active_at = self.connection.turn.now
         self.sent_at = self.first_byte_at = 0.0
         self.hedge_at = 0.0
+        self.hedge_delay = 0.0  # of a request whose body is under way: from its end
+        self.request_ended_at = 0.0  # 0.0: with its head
+        self.answer_s = 0.0  # what the winner took for its head
         self.continue_at = 0.0  # when a client that waits for 100 gets it from us
         self.attempts: list[Attempt] = []  # live ones
         self.tried: list[Attempt] = []  # all, in order
@@ -162,6 +173,7 @@ class Exchange(StreamHandler):
         self.result = 0  # of a gRPC call, as an HTTP status; 0: `status` tells it
         self.total = 0.0  # seconds for all of it: the route's, or what the client has left
         self.error: ProxyError | None = None
+        self.shared_faults = 0  # tries that another request's fault took with it: they don't count
         self.retry_after = 0.0
         self.request_id = self.traceparent = b""
         self.session_key: bytes | None = None
@@ -235,8 +247,10 @@ class Exchange(StreamHandler):
         balancer.count_request(now, budget)
         if route.hedge is not None and self.idempotent and not self.switching and not request.expect_continue:
             delay = balancer.hedge_delay(now, target, None, route.hedge)
-            if delay is not None:
+            if delay is not None and self.request_end:
                 self.hedge_at = now + delay
+            elif delay is not None:
+                self.hedge_delay = delay
         self._try(Attempt(self, target, 1, False, now), now)
 
     def on_data(self, data: bytes, end: bool) -> None:
@@ -267,7 +281,7 @@ class Exchange(StreamHandler):
         for attempt in self.attempts:
             attempt.send_data(data, end)
         if end:
-            self._arm(self.active_at)
+            self._request_ended(self.active_at)
 
     def _hold_for_tunnel(self, end: bool) -> None:
         """What comes before the answer is the tunnel's, if there will be one: kept until then, all of it."""
@@ -293,7 +307,27 @@ class Exchange(StreamHandler):
         for attempt in self.attempts:
             if attempt.stream is not None:
                 attempt.stream.send_trailers(fields)
-        self._arm(self.connection.turn.now)
+        self._request_ended(self.connection.turn.now)
+
+    def _request_ended(self, now: float) -> None:
+        self.request_ended_at = self.active_at = now
+        if self.state is _TRYING and self.hedge_delay:
+            self.hedge_at = now + self.hedge_delay
+        self._arm(now)
+
+    def origin_had_s(self, since: float, now: float) -> float:
+        """Seconds of the time since then (an attempt's start) that were the origin's: without the client's own pace."""
+        asked = self.request_ended_at if self.request_end else self.active_at
+        return now - (asked if asked > since else since)
+
+    def _answered_s(self, attempt: Attempt, now: float) -> float:
+        """What an answer took. One that comes before the request is complete may answer any part of it: it is never
+        taken for slower than the endpoint is believed to be.
+        """
+        if self.request_end:
+            return self.origin_had_s(attempt.connected_at, now)
+        target = attempt.target
+        return min(now - attempt.connected_at, target.floor.value + target.service.read(now))
 
     def send_replay(self, attempt: Attempt) -> None:
         """An attempt has its connection: send what there is of the body so far."""
@@ -373,11 +407,13 @@ class Exchange(StreamHandler):
         self.winner = attempt
         attempt.win()
         self.state = _RELAYING
-        self.first_byte_at = self.active_at = now
+        self.first_byte_at = now
+        self.answer_s = answer_s = self._answered_s(attempt, now)
+        self.active_at = now
         if len(self.attempts) > 1:
             self._cancel_losers(attempt, now)
         self.attempts = [attempt]
-        self.upstream.counters.latency[attempt.target.region.name].observe(now - attempt.connected_at)
+        self.upstream.counters.latency[attempt.target.region.name].observe(answer_s)
         stream = self.stream
         if attempt.interim:
             for interim in attempt.interim:
@@ -402,7 +438,7 @@ class Exchange(StreamHandler):
         if head.status == 101 or (self.head.method == b"CONNECT" and head.status < 300):
             self.tunnel = True
             self.request_end = self.client_eof
-            attempt.hold(self.first_byte_at, self.first_byte_at - attempt.connected_at)
+            attempt.hold(self.first_byte_at, self.answer_s)
             self._send_held(attempt)
             return
         self.replay = None
@@ -416,7 +452,7 @@ class Exchange(StreamHandler):
         self.bytes_out += len(data)
         winner = self.winner
         if not end and winner is not None and not winner.held:
-            winner.hold(self.connection.turn.now, self.first_byte_at - winner.connected_at)
+            winner.hold(self.connection.turn.now, self.answer_s)
         if not self.stream.send_data(data, end):
             if not self.downstream_blocked and self.winner is not None and self.winner.stream is not None:
                 self.downstream_blocked = True
@@ -456,14 +492,14 @@ class Exchange(StreamHandler):
         if not others:
             balancer = self.upstream.balancer
             target = balancer.pick_alternate(now, [a.target for a in self.tried], False)
-            if target is None or not balancer.take_retry(now, self.budget):
+            if target is None or not self._may_load(target, now):
                 self.upstream.counters.retry("status", "denied")
                 return False
         status = self.result or head.status
         answer = b"grpc-status " + head.known[b"grpc-status"] if self.result else b"%d" % status
         attempt.error = ProxyError(Kind.UNAVAILABLE, f"{attempt.target.endpoint} answered {answer.decode('latin-1')}")
         self.attempts.remove(attempt)
-        attempt.succeed(now, status, now - attempt.connected_at, after)
+        attempt.succeed(now, status, self._answered_s(attempt, now), after)
         if attempt.stream is not None:
             attempt.stream.reset(None)
         if target is not None:
@@ -481,7 +517,7 @@ class Exchange(StreamHandler):
             return False
         self.attempts.remove(attempt)
         attempt.error = ProxyError(Kind.TOO_EARLY, f"{attempt.target.endpoint} answered 425")
-        attempt.succeed(now, 425, now - attempt.connected_at, None)
+        attempt.succeed(now, 425, self._answered_s(attempt, now), None)
         if not self.attempts:
             self.early_refused = True
             if head.early and self.connection.unconfirmed(self):
@@ -507,7 +543,7 @@ class Exchange(StreamHandler):
     def _cancel_losers(self, winner: Attempt, now: float) -> None:
         hedges = self.upstream.counters.hedges
         hedges["won" if winner.hedge else "lost"] += 1
-        winner_s = now - winner.started
+        winner_s = self.origin_had_s(winner.started, now)
         for attempt in self.attempts:
             if attempt is not winner:
                 attempt.end(Outcome.HEDGE_LOST, now, winner_s)
@@ -534,27 +570,67 @@ class Exchange(StreamHandler):
             self.early_refused = True
         if self.attempts:
             return  # the other one may still win
+        replaced = error.kind is Kind.REPLACED and error.unprocessed
+        if not (self._replace(attempt, now) if replaced else self._retry(attempt, error, now)):
+            self._give_up(error)
+
+    def _retry(self, attempt: Attempt, error: ProxyError, now: float) -> bool:
+        """Another attempt, where the fault is none that would meet it too, and the request may be sent (again)."""
         stale = error.unprocessed and attempt.connection is not None  # it died before it could read the request
-        if self._may_retry(now, stale) and (error.unprocessed or not attempt.touched or self.idempotent):
-            balancer = self.upstream.balancer
-            target = balancer.pick_alternate(now, [a.target for a in self.tried], False)
-            reason = error.kind.label
-            # What reached no origin loads none: such a retry is bounded by `attempts` alone.
-            if target is not None and (
-                error.unprocessed or not attempt.touched or balancer.take_retry(now, self.budget)
-            ):
-                self.upstream.counters.retry(reason, "started")
-                self._try(Attempt(self, target, len(self.tried) + 1, False, now), now)
-                return
-            self.upstream.counters.retry(reason, "denied" if target is not None else "nowhere")
-        self._give_up(error)
+        unseen = error.unprocessed or not attempt.touched
+        if error.shared and self.shared_faults < MOVES_MAX:
+            self.shared_faults += 1
+        if error.kind.blame is Blame.REQUEST or not self._may_retry(now, stale) or not (unseen or self.idempotent):
+            return False
+        tried = [a.target for a in self.tried]
+        target = self.upstream.balancer.pick_alternate(now, tried, False)
+        if target in tried and error.kind.blame is Blame.PROXY:
+            target = None  # what ran out there has not come back by now
+        reason = error.kind.label
+        # What reached no origin loads none: such a retry is bounded by `attempts` alone. And where one request breaks a
+        # connection, its tries are counted, not those of all others that were on it.
+        if target is not None and (unseen or error.shared or self._may_load(target, now)):
+            self.upstream.counters.retry(reason, "started")
+            self._try(Attempt(self, target, len(self.tried) + 1, False, now), now)
+            return True
+        self.upstream.counters.retry(reason, "denied" if target is not None else "nowhere")
+        return False
+
+    def _may_load(self, target: EndpointState, now: float) -> bool:
+        """Whether a further try may go there: paid from the budget, or free where no first tries go (a drained region,
+        a standby). Those are the last resort before an error, and a retry of each request adds up to no more than the
+        usual load.
+        """
+        return target.region.weight <= 0.0 or self.upstream.balancer.take_retry(now, self.budget)
+
+    def _replace(self, attempt: Attempt, now: float) -> bool:
+        """A reload closed the pool where it waited: the same try goes to whatever the new configuration picks."""
+        listener, head = self.listener, self.head
+        if attempt.moves >= MOVES_MAX or not (self.bodyless or self.switching or self.replay is not None):
+            return False
+        route = listener.table.match(head.authority, self.path, head.method, head.fields)
+        if route is None:
+            return False
+        upstream = listener.upstreams[route.upstream]
+        target = upstream.balancer.pick(now, self.session_key)
+        if target is None:
+            return False
+        self.route = route
+        self.upstream = upstream
+        self.budget = listener.budgets[id(route)]
+        head.scheme = upstream.scheme
+        self.tried.remove(attempt)
+        successor = Attempt(self, target, len(self.tried) + 1, attempt.hedge, now)
+        successor.moves = attempt.moves + 1
+        self._try(successor, now)
+        return True
 
     def _may_retry(self, now: float, stale: bool = False) -> bool:
         """`stale`: a connection turned out dead; with retries off, that is still mended once."""
         retry = self.route.retry
         attempts = retry.attempts if retry is not None else int(stale)
         return (
-            len(self.tried) <= attempts
+            len(self.tried) - self.shared_faults <= attempts
             and (self.bodyless or self.replay is not None)
             and not self.client_eof_seen()
             and now - self.started < self.total
@@ -581,26 +657,41 @@ class Exchange(StreamHandler):
         hedge = Attempt(self, target, len(self.tried) + 1, True, now)
         again = balancer.hedge_delay(now, self.attempts[0].target, target, self.route.hedge)
         if again is not None:
-            self.hedge_at = self.started + again
+            self.hedge_at = max(self.started, self.request_ended_at) + again
         self._try(hedge, now)
 
     def rescue(self, region: RegionState, now: float) -> None:
-        """The region that this request waits for has been drained: try elsewhere too, at once."""
-        if self.state is not _TRYING or not self.request_end or self.switching or self.route.retry is None:
+        """The region that this request waits for has been drained: go elsewhere at once.
+
+        An attempt that still waits for a connection moves: it is withdrawn first, so that it can't go out as well. One
+        that was sent stays, and only a request that is complete and idempotent gets a second one beside it.
+        """
+        if self.state is not _TRYING or self.route.retry is None or not self.attempts:
             return
-        if not (self.bodyless or self.replay is not None):
+        if not (self.bodyless or self.switching or self.replay is not None):
             return
-        if any(a.target.region is not region or (a.touched and not self.idempotent) for a in self.attempts):
+        sent = False
+        for attempt in self.attempts:
+            if attempt.target.region is not region:
+                return
+            sent = sent or attempt.touched
+        if sent and not (self.idempotent and self.request_end and not self.switching):
             return
         balancer = self.upstream.balancer
         target = balancer.pick_alternate(now, [a.target for a in self.tried], False)
         if target is None or target.region is region:
             return
-        result = "started" if balancer.take_retry(now, self.budget) else "denied"
-        self.upstream.counters.retry("drained", result)
-        if result == "started":
+        started = not sent or balancer.take_retry(now, self.budget)
+        self.upstream.counters.retry("drained", "started" if started else "denied")
+        if not started:
+            return
+        if sent:
             self.hedged = True
-            self._try(Attempt(self, target, len(self.tried) + 1, True, now), now)
+        else:
+            for attempt in self.attempts:
+                attempt.end(Outcome.NEUTRAL, now)
+            self.attempts.clear()
+        self._try(Attempt(self, target, len(self.tried) + 1, sent, now), now)
 
     # -- time --------------------------------------------------------------------------------------
 
@@ -621,8 +712,9 @@ class Exchange(StreamHandler):
             return min(deadline, self.continue_at) if self.continue_at else deadline
         if self.attempts:
             latest = self.attempts[-1]
-            allowed = timeouts.connect if latest.waiting else timeouts.response
-            since = latest.started if latest.waiting else max(latest.connected_at, self.active_at)
+            connecting = latest.waiting or latest.early
+            allowed = timeouts.connect if connecting else timeouts.response
+            since = latest.started if connecting else max(latest.connected_at, self.active_at)
             deadline = min(deadline, since + allowed)
         return deadline
 
@@ -681,21 +773,37 @@ class Exchange(StreamHandler):
             return
         error: ProxyError | None = None
         for attempt in list(self.attempts):
-            where = attempt.target.endpoint
-            if attempt.waiting:
-                text = f"{where}: no connection within {timeouts.connect:g} s"
-                error = attempt.time_out(Kind.CONNECT_TIMEOUT, text, now)
-            else:
-                waited = self.total if total else timeouts.response
-                error = attempt.time_out(Kind.RESPONSE_TIMEOUT, f"{where}: no response within {waited:g} s", now)
+            error = self._time_out_attempt(attempt, total, now)
         last = self.attempts[-1] if self.attempts else None
         self.attempts.clear()
         if error is None or last is None or total:
             if error is None or (self.grpc and total):
-                error = ProxyError(Kind.RESPONSE_TIMEOUT, f"no response within {self.total:g} s")
+                kind = Kind.DEADLINE if self._deadline_is_clients() else Kind.RESPONSE_TIMEOUT
+                error = ProxyError(kind, f"no response within {self.total:g} s")
             self._give_up(error)
             return
         self.on_attempt_failed(last, error)
+
+    def _deadline_is_clients(self) -> bool:
+        return self.total < self.route.timeouts.total
+
+    def _time_out_attempt(self, attempt: Attempt, total: bool, now: float) -> ProxyError:
+        """`total`: the time for all of the request is over, which is the endpoint's doing where the limit is ours and
+        it had most of the time.
+        """
+        timeouts = self.route.timeouts
+        where = attempt.target.endpoint
+        outcome = Outcome.TIMEOUT
+        if total and (self._deadline_is_clients() or 2.0 * self.origin_had_s(attempt.started, now) < self.total):
+            outcome = Outcome.CANCELLED
+        if total and self._deadline_is_clients():
+            text = f"{where}: no response within the client's own {self.total:g} s"
+            return attempt.time_out(Kind.DEADLINE, text, now, outcome)
+        if attempt.waiting or attempt.early:
+            text = f"{where}: no connection within {timeouts.connect:g} s"
+            return attempt.time_out(Kind.CONNECT_TIMEOUT, text, now, outcome)
+        text = f"{where}: no response within {self.total if total else timeouts.response:g} s"
+        return attempt.time_out(Kind.RESPONSE_TIMEOUT, text, now, outcome)
 
     # -- ends --------------------------------------------------------------------------------------
 
@@ -725,9 +833,20 @@ class Exchange(StreamHandler):
         self._give_up(error)
 
     def _cancel_all(self, now: float) -> None:
+        """Nobody wants an answer any more. Where the client was still sending, that says nothing about the endpoint."""
+        theirs = self.request_end or self.request_paused
         for attempt in self.attempts:
-            attempt.end(Outcome.CANCELLED, now)
+            if attempt is self.winner:
+                self._settle_answered(attempt, now)
+            else:
+                attempt.end(Outcome.CANCELLED if theirs else Outcome.NEUTRAL, now)
         self.attempts.clear()
+
+    def _settle_answered(self, winner: Attempt, now: float) -> None:
+        """What came after the winner's head, or did not, is no word about the endpoint that routing does not have."""
+        winner.succeed(now, self.result or self.status, self.answer_s, None)
+        if winner.stream is not None:
+            winner.stream.reset(None)
 
     def _response_broke(self, error: ProxyError) -> None:
         """After the winner's head there is no other way than to cut the response short, visibly."""
@@ -735,8 +854,7 @@ class Exchange(StreamHandler):
         self.error = error
         winner = self.winner
         if winner is not None and winner.state is ATTEMPT_WON:
-            outcome = Outcome.TIMEOUT if error.kind is Kind.READ_TIMEOUT else Outcome.RESET
-            winner.end(outcome if not self.tunnel else Outcome.CANCELLED, now)
+            self._settle_answered(winner, now)  # a time-out of ours: the origin answered, then one of them was quiet
         self.attempts.clear()
         self._close(now)
         if self.head.version == b"1.0":
@@ -776,7 +894,7 @@ class Exchange(StreamHandler):
         """The response has been handed over completely."""
         winner = self.winner
         assert winner is not None
-        winner.succeed(now, self.result or self.status, self.first_byte_at - winner.connected_at, None)
+        winner.succeed(now, self.result or self.status, self.answer_s, None)
         if not self.request_end and winner.stream is not None:
             winner.stream.reset(None)  # an early response: what is left of the request is of no use
         self._close(now)

@@ -478,7 +478,9 @@ class Connection:
         self.turn.begin()
         try:
             unprocessed = self.request_unsent() if self.streams else False
-            self.transport = None
+            transport, self.transport = self.transport, None
+            if exc is not None and self.streams and transport is not None:
+                self.read_last_words(transport)
             text = f"connection lost: {exc}" if exc else "connection closed"
             self.fail_streams(ProxyError(Kind.TERMINATED, text, unprocessed=unprocessed))
         except Exception as error:
@@ -490,6 +492,9 @@ class Connection:
             self.turn.failed(self, error)
         finally:
             self.turn.end()
+
+    def read_last_words(self, transport: asyncio.Transport) -> None:
+        """Client role: a write failed; take what the peer had said before (its socket is not closed yet)."""
 
     def request_unsent(self) -> bool:
         """Whether no byte of what is open has left this host (client role)."""

@@ -285,7 +285,8 @@ class Tunnel:
             self._joined(link)
             return
         now = monotonic()
-        self._settle(pool.target, Outcome.CONNECT_FAILED, now)
+        blamed = link.error.blames_endpoint
+        self._settle(pool.target, Outcome.CONNECT_FAILED if blamed else Outcome.NEUTRAL, now)
         if not self._try_another(now) and not self._dials and not within_dial:
             self._end(link.error.details, Outcome.CONNECT_FAILED)
 

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 ATTEMPT_DELAY_S: Final = 0.25
 """RFC 8305 section 5: the delay between two connection attempts that race."""
 _TCP_FASTOPEN_CONNECT: Final = 30
-_UNREACHABLE: Final = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL))
+_UNREACHABLE: Final = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN))
+_EXHAUSTED: Final = {
+    errno.EMFILE: "raise this process's limit of open files (ulimit -n, LimitNOFILE)",
+    errno.ENFILE: "raise the system's limit of open files (sysctl fs.file-max)",
+    errno.EADDRNOTAVAIL: "no local port is left: widen net.ipv4.ip_local_port_range, or use more endpoints",
+    errno.ENOBUFS: "the kernel has no memory for sockets: see net.ipv4.tcp_mem",
+    errno.ENOMEM: "the kernel has no memory for sockets: see net.ipv4.tcp_mem",
+}
+"""What runs out on this host when it connects, and what to do about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,8 @@ def is_deferred(sock: socket.socket) -> bool:
 def connect_error(endpoint: Endpoint, error: OSError) -> ProxyError:
     """What a failed connect(2) means. Nothing of a request was sent."""
     text = f"{endpoint}: {os.strerror(error.errno) if error.errno else error}"
+    if error.errno in _EXHAUSTED:
+        return ProxyError(Kind.EXHAUSTED, f"{text}; {_EXHAUSTED[error.errno]}", unprocessed=True)
     if error.errno == errno.ECONNREFUSED:
         return ProxyError(Kind.REFUSED, text, unprocessed=True)
     if error.errno in _UNREACHABLE:
@@ -82,10 +92,27 @@ def connect_error(endpoint: Endpoint, error: OSError) -> ProxyError:
     return ProxyError(Kind.REFUSED, text, unprocessed=True)
 
 
+def no_source(address: SockAddress, error: OSError) -> OSError:
+    """`error`, but ENETUNREACH where EADDRNOTAVAIL means that this host has no address to reach the other from (IPv6
+    that is switched off), not that its ports are used up. UDP, with ports of its own, tells: connecting it sends
+    nothing.
+    """
+    if error.errno == errno.EADDRNOTAVAIL:
+        try:
+            with socket.socket(address[0], socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+                probe.connect(address[1])
+        except OSError:
+            return OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+    return error
+
+
 async def _connect_one(address: SockAddress, options: SocketOptions) -> socket.socket:
     sock = new_socket(address[0], options)
     try:
         await asyncio.get_running_loop().sock_connect(sock, address[1])
+    except OSError as error:
+        sock.close()
+        raise no_source(address, error) from error
     except BaseException:
         sock.close()
         raise

@@ -10,6 +10,8 @@ Rejected, it is sent again on this connection. Where the handshake fails, it goe
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import suppress
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
@@ -29,6 +31,9 @@ from tlscache.early_data import EARLY_BYTES_MAX
 from tlscache.engine import State as TLSState
 
 _PING: Final = b"onetrip!"
+LAST_WORDS_BYTES_MAX: Final = 1024 * 1024
+"""What is read of a connection that broke; the kernel's receive buffers hold little more."""
+_READ_BYTES: Final = 64 * 1024
 
 if TYPE_CHECKING:
     from proxy.errors import ProxyError as Error
@@ -265,6 +270,21 @@ class ClientConnection(Connection):
             turn.depth -= 1
             if turn.dirty and not turn.depth:
                 turn.flush()
+
+    def read_last_words(self, transport: asyncio.Transport) -> None:
+        """An origin may answer early and close, with part of the request unread: its kernel resets the connection, and
+        what fails here is a write. Linux keeps what had arrived before the reset, and the answer is in it.
+
+        The end of these bytes proves nothing: a body that ends with its connection is not complete.
+        """
+        if self.state is _CONNECTING or self.state is _CLOSED:
+            return
+        descriptor = socket_of(transport).fileno()
+        left = LAST_WORDS_BYTES_MAX
+        with suppress(OSError):  # the reset, behind the last byte
+            while left > 0 and self.streams and (data := os.read(descriptor, _READ_BYTES)):
+                left -= len(data)
+                self.data_received(data)
 
     def _tls_ended(self, engine: TLSEngine) -> None:
         if engine.error is not None:

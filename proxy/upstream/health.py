@@ -170,8 +170,9 @@ class Health:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 elapsed = await self._dial(target, links)
-        except (ProxyError, TimeoutError):
-            self._tell(target, False, monotonic() - started)
+        except (ProxyError, TimeoutError) as error:
+            if not isinstance(error, ProxyError) or error.blames_endpoint:
+                self._tell(target, False, monotonic() - started)
         else:
             if elapsed is not None:
                 self._tell(target, True, elapsed)
@@ -208,7 +209,9 @@ class Health:
                     ok = await self._call(target, section.grpc or "")
                 else:
                     ok = section.expects(await self._ask(target, section.path.encode()))
-        except (ProxyError, TimeoutError):
+        except (ProxyError, TimeoutError) as error:
+            if isinstance(error, ProxyError) and not error.blames_endpoint:
+                return  # what ran out here says nothing about the endpoint
             connection = self._checks.pop(target, None)
             if connection is not None:
                 connection.abort()

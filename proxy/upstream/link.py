@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.errors import Kind, ProxyError
 from proxy.http.connection import tcp_info
 from proxy.loop.reactor import BROKEN, READ, UNWATCHED, WRITE
-from proxy.net.dial import connect_error, is_deferred, new_socket
+from proxy.net.dial import connect_error, is_deferred, new_socket, no_source
 from tlscache.engine import State as TLSState
 
 if TYPE_CHECKING:
@@ -116,11 +116,12 @@ class Link:
         try:
             sock = self.sock = new_socket(address[0], pool.socket_options)
         except OSError as error:
-            self._fail(ProxyError(Kind.UNAVAILABLE, f"no socket: {error.strerror}", unprocessed=True))
+            self._fail(connect_error(pool.target.endpoint, error))
             return
         code = sock.connect_ex(address[1])
         if code not in _UNDER_WAY:  # EAGAIN too: a Unix socket whose backlog is full, or no local port is left
-            self._fail(connect_error(pool.target.endpoint, OSError(code, os.strerror(code))))
+            fault = no_source(address, OSError(code, os.strerror(code)))
+            self._fail(connect_error(pool.target.endpoint, fault))
             return
         self.deferred = code == 0 and pool.socket_options.fast_open
         self._watch(WRITE)

@@ -218,8 +218,9 @@ class SocketPool:
         self.last_error = error
         self.counters.dial_failures += 1
         self._back_off()
-        phase = "tls" if error.kind in (Kind.TLS, Kind.CERTIFICATE) else "tcp"
-        self.upstream.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
+        if error.blames_endpoint:
+            phase = "tls" if error.kind in (Kind.TLS, Kind.CERTIFICATE) else "tcp"
+            self.upstream.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
         self.upstream.on_dial_failed(self, error)
 
     def _back_off(self) -> None:

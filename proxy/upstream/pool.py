@@ -560,8 +560,9 @@ class Pool:
     def _dial_failed(self, error: ProxyError) -> None:
         self.last_error = error
         self.counters.dial_failures += 1
-        phase = "tls" if error.kind in (Kind.TLS, Kind.CERTIFICATE) else "tcp"
-        self.upstream.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
+        if error.blames_endpoint:
+            phase = "tls" if error.kind in (Kind.TLS, Kind.CERTIFICATE) else "tcp"
+            self.upstream.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
         self.upstream.on_dial_failed(self, error)
         self._back_off()
 
@@ -581,6 +582,8 @@ class Pool:
             self._dial_for_waiters()  # it was there, and went: perhaps a restart
             return
         alone = not self.connections and not self.dialling
+        if not alone and not error.blames_endpoint:
+            return  # no more connections for now: those that wait get one that is given back
         while self.waiters:
             attempt = self.waiters.popleft()
             if attempt.waiting:

@@ -61,6 +61,7 @@ class H2Connection(H2Messages):
         "_block_fault",
         "_block_stream",
         "_expected",
+        "_frame_stream",
         "_left",
         "_left_at",
         "_needed",
@@ -102,6 +103,7 @@ class H2Connection(H2Messages):
         self._block_stream = 0
         self._block_end = False
         self._block_fault = ""
+        self._frame_stream = 0  # whose frame is read: a fault in it is no other stream's
 
     # The contract.
 
@@ -210,7 +212,7 @@ class H2Connection(H2Messages):
                 self._keep(data[position:], start + length - position)
                 return
             position = start + length
-            stream_id &= wire.STREAM_ID_MAX
+            self._frame_stream = stream_id = stream_id & wire.STREAM_ID_MAX
             if self._expected is not _FRAME:
                 self._check_expected(kind, flags, stream_id)
             work -= 1
@@ -308,8 +310,11 @@ class H2Connection(H2Messages):
             stream.unconsumed = 0
             self._drop(stream)
             each = error
-            if stream.sending is Half.HEAD and not self._server:
-                each = ProxyError(error.kind, error.details, unprocessed=True)
+            if not self._server:
+                unprocessed = stream.sending is Half.HEAD
+                shared = error.kind is Kind.BAD_RESPONSE and self._frame_stream not in (0, stream.stream_id)
+                if unprocessed or shared:
+                    each = ProxyError(error.kind, error.details, unprocessed=unprocessed, shared=shared)
             self._events.append(StreamReset(stream.stream_id, each))
         self._lingering.clear()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 import pytest
 
 from tests.proxy.e2e.harness import Origin, wait_for
 
-from .tls_harness import TOO_EARLY, Request, TlsOrigin
+from .tls_harness import TOO_EARLY, Connection, Request, TlsOrigin
 
 CONFIG = """
 listeners:
@@ -20,6 +21,7 @@ upstreams:
     regions: {{here: {{endpoints: ["127.0.0.1:{port}"]}}}}
     hedge: off
     pool: {{warm: {warm}}}{upstream}
+admin: {{address: "127.0.0.1:0"}}
 access_log: off
 """
 
@@ -259,5 +261,31 @@ upstreams:
     regions: {{here: {{endpoints: ["127.0.0.1:{port}"]}}}}
     hedge: off
     pool: {{warm: 1}}
+admin: {{address: "127.0.0.1:0"}}
 access_log: off
 """
+
+
+async def test_an_early_request_into_a_black_hole_waits_for_one_dial(start, origin, ca, files, monkeypatch):
+    """Its time for a connection began with the handshake that never ends: then it goes elsewhere."""
+    far = await TlsOrigin(files).start()
+    text = config(origin, ca, upstream="timeouts: {connect: 300ms}\n    routing: {policy: ordered}")
+    text = text.replace("]}}", f"]}}, far: {{endpoints: ['127.0.0.1:{far.port}']}}}}")
+    proxy = await start(text)
+    client = await proxy.connect()
+    assert (await client.get()).status == 200
+    await wait_for(lambda: proxy.upstream.sessions_of(proxy.pool.target.endpoint).held)
+    await cold(proxy, origin)
+    proxy.pool.target.not_before = monotonic() + 60  # where second tries go is another matter
+    receive, before = Connection.data_received, len(origin.connections)
+
+    def swallow(self, data):
+        if self.origin is not origin:
+            receive(self, data)
+
+    monkeypatch.setattr(Connection, "data_received", swallow)
+    assert (await client.get(b"/early")).status == 200
+    assert [one.head.split()[1] for one in far.requests] == [b"/early"]
+    assert 1 <= len(origin.connections) - before <= 2
+    await wait_for(lambda: not proxy.pool.dialling)
+    far.close()

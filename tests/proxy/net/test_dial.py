@@ -18,7 +18,7 @@ from proxy.errors import Kind, ProxyError
 from proxy.loop.background import Background
 from proxy.net import dial as connect
 from proxy.net import resolver as resolving
-from proxy.net.dial import SocketOptions, connect_error, connect_socket, new_socket, open_socket
+from proxy.net.dial import SocketOptions, connect_error, connect_socket, new_socket, no_source, open_socket
 from proxy.net.resolver import Resolver, SockAddress, interleave
 from routing.model import Endpoint
 
@@ -400,3 +400,18 @@ def test_what_connect_said_decides_what_the_client_is_told(number: int, kind: Ki
     assert error.kind is kind
     assert error.unprocessed
     assert error.details.startswith("service.test:443: ")
+
+
+def test_an_address_that_nothing_leads_to_is_not_a_lack_of_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    endpoint = Endpoint("127.0.0.1", 1)
+    found = no_source((socket.AF_INET, ("127.0.0.1", 1)), lacking)
+    assert connect_error(endpoint, found).kind is Kind.EXHAUSTED
+
+    class NoAddress(socket.socket):
+        def connect(self, address: Any) -> None:
+            raise lacking
+
+    monkeypatch.setattr(connect.socket, "socket", NoAddress)
+    found = no_source((socket.AF_INET6, ("2001:db8::1", 1)), lacking)
+    assert connect_error(endpoint, found).kind is Kind.UNREACHABLE
