@@ -12,26 +12,30 @@ if TYPE_CHECKING:
 
     from proxy.downstream.listener import Listener
     from proxy.l4.tunnel import TunnelListener
+    from proxy.loop.bites import Bites
     from proxy.upstream.pool import Pool
     from proxy.upstream.upstream import UpstreamRuntime
 
 
-def upstream_status(upstream: UpstreamRuntime, now: float) -> dict[str, Any]:
+async def upstream_status(upstream: UpstreamRuntime, now: float, bites: Bites) -> dict[str, Any]:
     """Routing's snapshot with the pools' numbers added to each endpoint."""
     found = upstream.balancer.snapshot(now)
+    await bites.rest()
     pools: dict[tuple[str, str], list[Pool | SocketPool]] = {}
     everything: list[Pool | SocketPool] = [*upstream.pools]
     for links in upstream._socket_pools.values():
         everything += links
     for pool in everything:
         pools.setdefault((pool.target.region.name, str(pool.target.endpoint)), []).append(pool)
+        await bites.rest()
     for region in found["regions"]:
         for endpoint in region["endpoints"]:
-            mine = pools[region["region"], endpoint["endpoint"]]
+            mine = pools.get((region["region"], endpoint["endpoint"]), [])
             endpoint["pool"] = _pool_status(mine)
             error = next((pool.last_error for pool in mine if pool.last_error is not None), None)
             if error is not None:
                 endpoint["last_error"] = error.details
+            await bites.rest()
     counters = upstream.counters
     found["hedges"] = dict(counters.hedges)
     found["retries"] = [{"reason": r, "result": result, "count": n} for (r, result), n in counters.retries.items()]

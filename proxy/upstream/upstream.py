@@ -21,7 +21,7 @@ from .links import SocketPool
 from .pool import Pool, PoolSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from proxy.config import UpstreamSection
@@ -301,13 +301,19 @@ class UpstreamRuntime:
 
     def export(self, snapshot: Snapshot, now: float) -> None:
         """This upstream's samples."""
+        for _ in self.exporting(snapshot, now):
+            pass
+
+    def exporting(self, snapshot: Snapshot, now: float) -> Iterator[None]:
+        """The same in steps, since there may be thousands of endpoints."""
         name = self.name
         counters = self.counters
-        for target in self.balancer.endpoints:
+        for target in [*self.balancer.endpoints]:
             held = self.sessions_of(target.endpoint)
             if held is not None:
                 labels = {"upstream": name, "region": target.region.name, "endpoint": str(target.endpoint)}
                 snapshot.add("tls_sessions_stored", held.held, **labels)
+                yield
         for region, histogram in counters.latency.items():
             snapshot.add_histogram("upstream_request_duration_seconds", histogram, upstream=name, region=region)
         for result, count in counters.hedges.items():
@@ -321,11 +327,13 @@ class UpstreamRuntime:
             snapshot.add("region_state", int(state.state), upstream=name, region=state.name)
             snapshot.add("region_latency_seconds", state.path, upstream=name, region=state.name, kind="rtt")
             snapshot.add("region_latency_seconds", state.service, upstream=name, region=state.name, kind="service")
-        for pool in self.pools:
+        for pool in [*self.pools]:
             pool.export(snapshot, name, now)
-        for links in self._socket_pools.values():
+            yield
+        for links in [*self._socket_pools.values()]:
             for link_pool in links:
                 link_pool.export(snapshot, name)
+                yield
 
     def close(self) -> None:
         """No more requests come; those under way finish."""
