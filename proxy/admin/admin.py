@@ -6,12 +6,12 @@ with reasons · `/metrics` · `/status` · `/config` · `/explain?url=` · `POST
 people.
 
 Faults are JSON, {"fault": text}: 400 the request can't be understood, 401 token, 403 another site's page asks, 404 no
-such path, region or upstream, 405 method, 422 the config was refused, 503 no worker answers.
+such path, region or upstream, 405 method, 421 asked by a name that is not its own, 422 the config was refused, 503 no
+worker answers.
 """
 
 from __future__ import annotations
 
-import hmac
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -26,7 +26,9 @@ from proxy.exchange.reply import reason_phrase
 from proxy.http.h1 import H1Limits
 from proxy.http.message import RequestHead, ResponseHead
 from proxy.http.stream import StreamHandler
+from proxy.loop.bites import Bites
 from proxy.observe.access_log import AccessLog
+from proxy.observe.exposition import pieces
 
 from .questions import merge
 
@@ -39,10 +41,10 @@ if TYPE_CHECKING:
     from proxy.loop.timers import Timers
     from proxy.loop.turn import Turn
 
+    from .callers import Callers
     from .questions import Backend
 
 BODY_MAX: Final = 64 * 1024
-_HEALTH: Final = frozenset(("/livez", "/readyz", "/healthz"))
 _CHANGES: Final = frozenset(("/drain", "/undrain", "/reload"))
 
 
@@ -159,7 +161,7 @@ class Admin:
     def __init__(
         self,
         backend: Backend,
-        token: str | None,
+        callers: Callers,
         *,
         turn: Turn,
         timers: Timers,
@@ -169,7 +171,7 @@ class Admin:
     ) -> None:
         self.backend = backend
         self.background = background
-        self.token = token
+        self.callers = callers
         self._restarts = restarts
         self.listener = Listener(
             "admin",
@@ -190,7 +192,10 @@ class Admin:
         except ValueError as error:
             raise Answer(400, {"fault": str(error)}) from None
         path = url.path
-        self._authorise(path, head)
+        refusal = self.callers.refusal(path, head, change=path in _CHANGES)
+        if refusal is not None:
+            status, fault, fields = refusal
+            raise Answer(status, {"fault": fault}, fields)
         reads: dict[str, Callable[[], Awaitable[Any]]] = {
             "/": self._page,
             "/livez": self._live,
@@ -204,7 +209,6 @@ class Admin:
         if path in _CHANGES:
             if head.method != b"POST":
                 raise Answer(405, {"fault": f"{path} changes something: use POST"}, [(b"allow", b"POST")])
-            _refuse_other_sites(head)
             return await (self._reload() if path == "/reload" else self._drain(path[1:], body))
         if path not in reads:
             raise Answer(404, {"fault": f"nothing at {path}", "paths": [*reads, *sorted(_CHANGES)]})
@@ -215,14 +219,6 @@ class Admin:
     async def _ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
         """Every worker's answer, of which there is one at least."""
         return _some(await self.backend.ask(question))
-
-    def _authorise(self, path: str, head: RequestHead) -> None:
-        if self.token is None or path in _HEALTH:
-            return
-        scheme, _, given = head.known.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.token.encode()):
-            fault = {"fault": "the admin token is missing or wrong: send authorization: Bearer TOKEN"}
-            raise Answer(401, fault, [(b"www-authenticate", b"Bearer")])
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -254,7 +250,11 @@ class Admin:
         total.add("worker_restarts", self._restarts())
         for result, count in self.backend.reloads().items():
             total.add("config_reloads", count, result=result)
-        return total.render()
+        bites, text = Bites(), []
+        for piece in pieces(total):
+            text.append(piece)
+            await bites.rest()
+        return "".join(text).encode()
 
     async def _status(self) -> dict[str, Any]:
         answers = await self._ask({"do": "status"})
@@ -298,15 +298,6 @@ def _some(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not answers:
         raise Answer(503, {"fault": "no worker answers"}, [(b"retry-after", b"1")])
     return answers
-
-
-def _refuse_other_sites(head: RequestHead) -> None:
-    """A page of another site can make its visitor's browser POST here, to an address that needs no token: its `origin`
-    tells.
-    """
-    origin = next((value for name, value in head.fields if name == b"origin"), None)
-    if origin is not None and origin.partition(b"://")[2] != head.authority:
-        raise Answer(403, {"fault": f"pages of {origin.decode('latin-1')} may change nothing here"})
 
 
 def _drain_arguments(body: bytes, *, with_duration: bool) -> dict[str, Any]:

@@ -12,18 +12,21 @@ if TYPE_CHECKING:
 
     from proxy.downstream.listener import Listener
     from proxy.l4.tunnel import TunnelListener
+    from proxy.loop.bites import Bites
     from proxy.observe.metrics import PoolCounters
     from proxy.upstream.pool import Pool
     from proxy.upstream.upstream import UpstreamRuntime
 
 
-def upstream_status(upstream: UpstreamRuntime, now: float) -> dict[str, Any]:
+async def upstream_status(upstream: UpstreamRuntime, now: float, bites: Bites) -> dict[str, Any]:
     """Routing's snapshot with the pools' numbers added to each endpoint."""
     found = upstream.balancer.snapshot(now)
+    await bites.rest()
     pools: dict[tuple[str, str], list[Pool | SocketPool]] = {}
     every: tuple[Pool | SocketPool, ...] = (*upstream.every_pool(), *upstream.every_socket_pool())
     for pool in every:
         pools.setdefault((pool.target.region.name, str(pool.target.endpoint)), []).append(pool)
+        await bites.rest()
     for region in found["regions"]:
         for endpoint in region["endpoints"]:
             mine = pools.get((region["region"], endpoint["endpoint"]), [])
@@ -31,6 +34,7 @@ def upstream_status(upstream: UpstreamRuntime, now: float) -> dict[str, Any]:
             error = next((pool.last_error for pool in mine if pool.last_error is not None), None)
             if error is not None:
                 endpoint["last_error"] = error.details
+            await bites.rest()
     counters = upstream.counters
     found["hedges"] = dict(counters.hedges)
     found["retries"] = [{"reason": r, "result": result, "count": n} for (r, result), n in counters.retries.items()]

@@ -48,12 +48,12 @@ class Backend(Protocol):
 async def answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
     """One worker's answer to a question. Never raises for what a person asked."""
     try:
-        return _answer(worker, question)
+        return await _answer(worker, question)
     except (KeyError, ValueError) as error:  # no such region; a URL that is none
         return {"fault": str(error.args[0])}
 
 
-def _answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
+async def _answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
     match question["do"]:
         case "reopen logs":
             worker.access_log.reopen()
@@ -61,9 +61,9 @@ def _answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
         case "ready":
             return {"ready": worker.ready.is_set() and not worker.stopping}
         case "metrics":
-            return worker.snapshot().to_json()
+            return (await worker.snapshot()).to_json()
         case "status":
-            return worker.status()
+            return await worker.status()
         case "explain":
             return explain(question["url"], question.get("method", "GET"), worker.listeners.values(), monotonic())
         case "drain":

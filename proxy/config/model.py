@@ -44,6 +44,9 @@ HostPattern = Annotated[
         _host_meant,
     ),
 ]
+HostName = Annotated[
+    str, text(r"^[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?$", "a host name without a port", _host_meant)
+]
 PathPattern = Annotated[
     str,
     text(r"^=?/[^\s?#]*$", "a path prefix such as /v1/, or =/path for exactly that one", lambda given: f"/{given}"),
@@ -191,6 +194,12 @@ class AdminSection(Section):
     )
     token: SecretValue | None = Field(
         default=None, description="Asked for as `Authorization: Bearer`.", examples=["env:ONETRIP_ADMIN_TOKEN"]
+    )
+    hosts: tuple[HostName, ...] = Field(
+        default=(),
+        description="Names that it is asked by, besides IP addresses and localhost. Without a token others get 421: "
+        "web pages could use them (DNS rebinding).",
+        examples=["[onetrip.internal]"],
     )
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TIMEOUT_S: Final = 30.0
-_NICE: Final = 5  # requests come first where there is one core
+TIMEOUT_S: Final = 60.0
+_NICE: Final = 2  # requests come first where there is one core
 _READ_BYTES: Final = 1024 * 1024
 
 

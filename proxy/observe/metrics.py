@@ -1,7 +1,7 @@
 """Counters as plain attributes and arrays on the hot path, and what `/metrics` makes of them.
 
 The hot path adds to an int or a list cell; no lock, no label look-up. A scrape walks the live objects once and builds
-samples, which add up across workers (`merge`) and are rendered by prometheus-client through a custom collector.
+samples, which add up across workers (`merge`) and become text in `exposition`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,10 @@ from bisect import bisect_left
 from math import nan
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import generate_latest
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
-_LE: Final = (*(f"{bound:g}" if bound % 1 else f"{bound:.1f}" for bound in BUCKETS_S), "+Inf")
 HANDSHAKES: Final = ("full", "resumed", "early", "plain")
 PHASES: Final = ("dns", "tcp", "tls")
 """Of a dial."""
@@ -198,11 +193,12 @@ class Snapshot:
                 mine_h[key] = ([a + b for a, b in zip(before, counts, strict=True)], sum_before + total)
 
     def to_json(self) -> dict[str, Any]:
-        """A form that survives JSON."""
+        """A form that survives JSON, where a tuple becomes a list. As it stands: the encoder does the walking."""
         return {
-            "values": {n: [[list(map(list, k)), v] for k, v in s.items()] for n, s in self.values.items()},
+            "values": {name: list(series.items()) for name, series in self.values.items()},
             "histograms": {
-                n: [[list(map(list, k)), c, t] for k, (c, t) in s.items()] for n, s in self.histograms.items()
+                name: [(key, counts, total) for key, (counts, total) in series.items()]
+                for name, series in self.histograms.items()
             },
         }
 
@@ -219,27 +215,6 @@ class Snapshot:
                 tuple((a, b) for a, b in key): (counts, total) for key, counts, total in series
             }
         return snapshot
-
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
-        """As prometheus-client's families (its collector interface)."""
-        for name, (kind, help_text) in FAMILIES.items():
-            full = f"onetrip_{name}"
-            if kind == "histogram":
-                yield _histogram_family(full, help_text, self.histograms.get(name, {}))
-                continue
-            series = self.values.get(name, {})
-            names = _label_names(series)
-            family = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(full, help_text, labels=names)
-            for key, value in series.items():
-                labels = dict(key)
-                family.add_metric([labels.get(label, "") for label in names], value)
-            yield family
-
-    def render(self) -> bytes:
-        """The Prometheus text format."""
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        return generate_latest(registry)
 
 
 class Ledger:
@@ -266,27 +241,3 @@ def export_log(snapshot: Snapshot, log: Any) -> None:
     """What the program's own log left out (`EventLog`): nobody took it, or there was too much of one event."""
     snapshot.add("log_lines_dropped", log.dropped, reason="full")
     snapshot.add("log_lines_dropped", log.suppressed, reason="rate")
-
-
-def _label_names(series: dict[Labels, Any]) -> list[str]:
-    names: dict[str, None] = {}
-    for key in series:
-        for name, _ in key:
-            names[name] = None
-    return list(names)
-
-
-def _histogram_family(
-    full: str, help_text: str, series: dict[Labels, tuple[list[int], float]]
-) -> HistogramMetricFamily:
-    names = _label_names(series)
-    family = HistogramMetricFamily(full, help_text, labels=names)
-    for key, (counts, total) in series.items():
-        labels = dict(key)
-        cumulative = 0
-        buckets = []
-        for bound, count in zip(_LE, counts, strict=True):
-            cumulative += count
-            buckets.append((bound, float(cumulative)))
-        family.add_metric([labels.get(label, "") for label in names], buckets, total)
-    return family

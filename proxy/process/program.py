@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import uvloop
 
 from proxy.admin.admin import Admin
+from proxy.admin.callers import Callers
 from proxy.admin.questions import answer
 from proxy.config import Config, ConfigError, diff, load_config
 from proxy.config.aside import effective_yaml_aside, load_config_aside
@@ -195,7 +196,7 @@ class Program:
             self.sockets |= fresh
             self.config = config
             self.drains.keep(config)
-            self.admin.token = config.admin.token.value if config.admin.token is not None else None
+            self.admin.callers = Callers.of(config.admin)
             self._reloads["ok"] += 1
             self.log.info("config_reloaded", path=self.path, changed=bool(change), needs_restart=restart)
             return {"reloaded": True, "restart": restart, "faults": []}
@@ -259,10 +260,9 @@ class Program:
 
     async def _start_admin(self, loop: asyncio.AbstractEventLoop) -> None:
         turn = Turn(loop)
-        token = self.config.admin.token
         self.admin = Admin(
             self,
-            token.value if token is not None else None,
+            Callers.of(self.config.admin),
             turn=turn,
             timers=Timers(loop, turn),
             background=self.background,
@@ -409,7 +409,7 @@ class SingleProcess(Program):
 
     async def snapshot(self) -> Snapshot:
         """The worker's samples."""
-        return self.worker.snapshot()
+        return await self.worker.snapshot()
 
     async def wait_ready(self) -> None:
         """Until the pools are warm."""

@@ -25,6 +25,7 @@ from proxy.downstream.listener import Listener
 from proxy.http.h1 import H1Limits
 from proxy.l4.tunnel import TunnelListener
 from proxy.loop.background import Background
+from proxy.loop.bites import Bites
 from proxy.loop.reactor import Reactor
 from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
@@ -384,31 +385,34 @@ class Worker:
 
     # -- questions ---------------------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> Snapshot:
         """Everything that `/metrics` shows of this worker."""
-        snapshot = Snapshot()
-        for listener in self._every_listener():
+        snapshot, bites = Snapshot(), Bites()
+        self.ledger.add_to(snapshot)  # what leaves from here on is counted below
+        for listener in [*self._every_listener()]:
             listener.export(snapshot)
-        for upstream in self._every_upstream():
-            upstream.export(snapshot, monotonic())
-        self.ledger.add_to(snapshot)
+        for upstream in [*self._every_upstream()]:
+            for _ in upstream.exporting(snapshot, monotonic()):
+                await bites.rest()
         self.sessions.export(snapshot)
         snapshot.add("access_log_dropped", self.access_log.dropped)
         export_log(snapshot, self.log)
         return snapshot
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """What `/status` shows of this worker."""
-        now = monotonic()
+        now, bites = monotonic(), Bites()
+        upstreams = {}
+        for name, upstream in [*self.upstreams.items()]:
+            upstreams[name] = upstream.add_sessions(await upstream_status(upstream, now, bites))
+            await bites.rest()
         return {
             "worker": self.index,
             "ready": self.ready.is_set(),
             "uptime_s": round(now - self.started_at, 1),
             "tls_sessions": self.sessions.counts(),
             "listeners": [listener.status() for listener in self._every_listener()],
-            "upstreams": {
-                name: upstream.add_sessions(upstream_status(upstream, now)) for name, upstream in self.upstreams.items()
-            },
+            "upstreams": upstreams,
         }
 
     def drain_region(self, region: str, upstream: str | None, seconds: float | None) -> list[str]:

@@ -334,13 +334,19 @@ class UpstreamRuntime:
 
     def export(self, snapshot: Snapshot, now: float) -> None:
         """This upstream's samples."""
+        for _ in self.exporting(snapshot, now):
+            pass
+
+    def exporting(self, snapshot: Snapshot, now: float) -> Iterator[None]:
+        """The same in steps, since there may be thousands of endpoints."""
         name = self.name
         counters = self.counters
-        for target in self.balancer.endpoints:
+        for target in [*self.balancer.endpoints]:
             held = self.reach.sessions_of(target.endpoint)
             if held is not None:
                 labels = {"upstream": name, "region": target.region.name, "endpoint": str(target.endpoint)}
                 snapshot.add("tls_sessions_stored", held.held, **labels)
+                yield
         for region, histogram in counters.latency.items():
             snapshot.add_histogram("upstream_request_duration_seconds", histogram, upstream=name, region=region)
         for result, count in counters.hedges.items():
@@ -358,10 +364,12 @@ class UpstreamRuntime:
             counted.export(snapshot, name, region)
         for region, counted in self._departed.items():
             counted.export(snapshot, name, region)
-        for pool in self.every_pool():
+        for pool in [*self.every_pool()]:
             pool.export(snapshot, name, now)
-        for link_pool in self.every_socket_pool():
+            yield
+        for link_pool in [*self.every_socket_pool()]:
             link_pool.export(snapshot, name)
+            yield
 
     def close(self) -> None:
         """No more requests come; those under way finish."""

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from proxy.admin.admin import BODY_MAX, Admin
+from proxy.admin.callers import Callers
 from proxy.admin.questions import answer, merge
+from proxy.config import parse_config
 from proxy.loop.background import Background
 from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
@@ -94,12 +96,14 @@ class Asking:
         peer = Peer(sock)
         try:
             content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-            lines = [f"{method} {path} HTTP/1.1", f"host: 127.0.0.1:{self.port}", "connection: close"]
+            fields = dict(fields or {})
+            host = fields.pop("host", f"127.0.0.1:{self.port}")
+            lines = [f"{method} {path} HTTP/1.1", f"host: {host}", "connection: close"]
             if body is not None:
                 lines.append(f"content-length: {len(content)}")
             if token:
                 lines.append(f"authorization: {token}")
-            lines += [f"{name}: {value}" for name, value in (fields or {}).items()]
+            lines += [f"{name}: {value}" for name, value in fields.items()]
             await peer.send_quietly("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
             head = (await peer.until(b"\r\n\r\n")).decode().split("\r\n")
             rest = await peer.rest()
@@ -112,14 +116,16 @@ class Asking:
 
 
 @asynccontextmanager
-async def asking(backend: Backend, token: str | None = None) -> AsyncIterator[Asking]:
+async def asking(
+    backend: Backend, token: str | None = None, hosts: frozenset[str] | None = frozenset()
+) -> AsyncIterator[Asking]:
     loop = asyncio.get_running_loop()
     turn, log = Turn(loop), Log()
     failures: list[BaseException] = []
     background = Background(lambda name, error: failures.append(error))
     admin = Admin(
         backend,
-        token,
+        Callers(token, hosts),
         turn=turn,
         timers=Timers(loop, turn),
         background=background,
@@ -257,6 +263,85 @@ async def test_pages_of_other_sites_change_nothing() -> None:
         assert backend.asked == []
         own = {"origin": f"http://127.0.0.1:{ask.port}"}
         assert (await ask("POST", "/drain", {"region": "us"}, fields=own)).status == 200
+
+
+NAMES = [
+    *("127.0.0.1:9900", "10.0.0.7", "[::1]:9900", "[::1]", "localhost:9900", "LocalHost", "onetrip.internal:80"),
+    *("Onetrip.Internal",),
+]
+OTHER_NAMES = [
+    "evil.example:9900",
+    "evil.example",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "internal",
+    "0x7f.1",
+]
+
+
+@pytest.mark.parametrize("path", READS)
+async def test_by_a_name_that_a_page_could_have_made_its_own_nothing_is_told(path: str) -> None:
+    """DNS rebinding: `origin` and `host` are both the attacker's."""
+    health = path in ("/livez", "/readyz", "/healthz")
+    async with (
+        origin() as app,
+        edge(config(app.port)) as it,
+        asking(OneWorker(it), hosts=frozenset(("onetrip.internal",))) as ask,
+    ):
+        for name in OTHER_NAMES:
+            found = await ask("GET", path, fields={"host": name})
+            assert found.status == (200 if health else 421), name
+            if not health:
+                assert found.json["fault"].endswith("ask it by IP address, or add the name to admin.hosts")
+        for name in NAMES:
+            assert (await ask("GET", path, fields={"host": name})).status == 200, name
+
+
+@pytest.mark.parametrize("path", CHANGES)
+async def test_by_such_a_name_nothing_is_changed(path: str) -> None:
+    backend = Backend()
+    backend.answers = [{"drained": ["app"]}]
+    async with asking(backend) as ask:
+        for name in OTHER_NAMES:
+            given = {"host": name, "origin": f"http://{name}", "sec-fetch-site": "same-origin"}
+            assert (await ask("POST", path, {"region": "us"}, fields=given)).status == 421
+        assert backend.asked == []
+    async with asking(backend, "secret") as ask:  # which no page has
+        given = {"host": OTHER_NAMES[0]}
+        assert (await ask("POST", path, {"region": "us"}, token="Bearer secret", fields=given)).status == 200
+    async with asking(backend, hosts=None) as ask:
+        assert (await ask("POST", path, {"region": "us"}, fields={"host": OTHER_NAMES[0]})).status == 200
+
+
+async def test_what_the_browser_says_of_the_page_counts() -> None:
+    backend = Backend()
+    backend.answers = [{"drained": ["app"]}]
+    async with asking(backend) as ask:
+        for site, status in (
+            ("cross-site", 403),
+            ("same-site", 403),
+            ("Cross-Site", 403),
+            ("same-origin", 200),
+            ("none", 200),
+        ):
+            found = await ask("POST", "/drain", {"region": "us"}, fields={"sec-fetch-site": site})
+            assert found.status == status, site
+        assert (await ask("GET", "/status", fields={"sec-fetch-site": "cross-site"})).status == 200
+
+
+def test_the_config_says_who_may_ask() -> None:
+    text = "listeners: [{name: a, address: 127.0.0.1:1, upstream: u}]\nupstreams: {u: {regions: {r: {endpoints: ['a:1']}}}}\n"
+    found = [
+        Callers.of(parse_config(text + admin).admin)
+        for admin in (
+            "admin: {address: 'admin.example:9900', hosts: [Other.Example], token: secret}",
+            "admin: {address: 'unix:/tmp/admin'}",
+        )
+    ]
+    assert [(one._token, one._hosts) for one in found] == [
+        ("secret", frozenset(("admin.example", "other.example"))),
+        (None, None),
+    ]
 
 
 # Changing.
@@ -484,7 +569,7 @@ async def test_what_adds_up_over_workers_and_what_does_not() -> None:
         client = await it.connect()
         await client.send(b"x")
         await client.exactly(1)
-        one = it.worker.status()
+        one = await it.worker.status()
         compare(one, merge([one, json.loads(json.dumps(one))]), "")
 
 

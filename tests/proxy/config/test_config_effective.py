@@ -41,7 +41,7 @@ upstreams:
     proxy_protocol: off
     fast_open: false
     dns: {refresh: 30s}
-admin: {address: 127.0.0.1:9900}
+admin: {address: 127.0.0.1:9900, hosts: []}
 access_log: {path: "-", format: json, sample: 100%}
 workers: 1
 limits: {header_bytes: 64KiB, headers: 128, body_bytes: 0, connections: 20000, header_timeout: 10s}

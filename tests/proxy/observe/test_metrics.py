@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from proxy.observe.exposition import render
 from proxy.observe.metrics import (
     AS_IS,
     BUCKETS_S,
@@ -33,7 +34,7 @@ region_drains_total endpoint_ejected config_reloads_total build_info
 def samples(snapshot: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """What a scraper reads."""
     found = {}
-    for family in text_string_to_metric_families(snapshot.render().decode()):
+    for family in text_string_to_metric_families(render(snapshot).decode()):
         for sample in family.samples:
             key = (sample.name, tuple(sorted(sample.labels.items())))
             assert key not in found, f"{key} stands twice"
@@ -42,7 +43,7 @@ def samples(snapshot: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]],
 
 
 def test_every_metric_of_the_contract_is_announced() -> None:
-    text = Snapshot().render().decode()
+    text = render(Snapshot()).decode()
     announced = set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
     assert {f"onetrip_{name}" for name in CONTRACT.split()} <= announced
     for name in announced:
@@ -150,7 +151,7 @@ def test_gauges_that_do_not_add_up_are_known() -> None:
 def test_json_and_back() -> None:
     snapshot = one_worker()
     back = Snapshot.from_json(json.loads(json.dumps(snapshot.to_json())))
-    assert back.render() == snapshot.render()
+    assert render(back) == render(snapshot)
 
 
 def test_what_is_counted_where() -> None:

@@ -131,3 +131,47 @@ def _read(fd: int) -> bytes:
     with suppress(BlockingIOError):
         return os.read(fd, 65536)
     return b""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rotation(origin: HttpOrigin, tmp_path: Path, workers: int) -> None:
+    """Rename and SIGHUP: every worker begins the file anew, whether the config is as it was or is refused."""
+    path = tmp_path / "access.log"
+    text = config(origin.port, workers=workers, access_log=f"{{path: {path}}}")
+    with serving(tmp_path, text) as program:
+        program.event("ready", workers)
+        for name, now, event in (("1", text, "config_reloaded"), ("2", text + "no such key: 1\n", "config_refused")):
+            old = path.rename(tmp_path / f"access.log.{name}")
+            program.write(now)
+            program.signal(signal.SIGHUP)
+            program.event(event)
+            wait_for(path.exists, "the new file")
+            for pid in [program.pid] if workers == 1 else program.workers():
+                wait_for(lambda pid=pid, old=old: str(old) not in open_files(pid), "the old one let go")
+            assert get(program.port()).status == 200
+            wait_for(path.read_bytes, "a line in the new one")
+
+
+def open_files(pid: int) -> set[str]:
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
+
+
+def test_a_directory_that_is_gone(origin: HttpOrigin, tmp_path: Path) -> None:
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    path = directory / "access.log"
+    with serving(tmp_path, config(origin.port, access_log=f"{{path: {path}}}")) as program:
+        directory.rename(tmp_path / "gone")
+        program.signal(signal.SIGHUP)
+        program.event("access_log_failing", reason="No such file or directory")
+        assert get(program.port()).status == 200
+        wait_for((tmp_path / "gone" / "access.log").read_bytes, "a line in the old file")
+        directory.mkdir()
+        wait_for(
+            lambda: get(program.port()).status == 200 and path.exists() and path.read_bytes(), "a line in the new file"
+        )
+        program.event("access_log_goes_on", lines_lost=0)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from proxy.admin.ask import AdminError
-from proxy.process.supervisor import Child
+from proxy.process.child import Child
 
 from ..program import (
     WAIT_S,
