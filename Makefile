@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard proxy/*.py proxy/codec/*.py routing/*.py)  # what is compiled
+SOURCES := pyproject.toml setup.py $(wildcard proxy/*.py proxy/*/*.py proxy/*/*/*.py routing/*.py)  # what may be compiled
+COMPILED := $(wildcard *.so proxy/*.so proxy/*/*.so proxy/*/*/*.so routing/*.so)
 
 install: $(VENV)/.base  ## the program, its hot path compiled where a C compiler is there
 
@@ -13,14 +14,14 @@ help:            ## list what can be made
 
 $(VENV)/.base: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	find proxy routing . -maxdepth 2 -name '*.so' -not -path './.venv/*' -delete
+	rm -f $(COMPILED)
 	@echo 'installing, and compiling the hot path: a minute or two'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.test: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	find proxy routing . -maxdepth 2 -name '*.so' -not -path './.venv/*' -delete
+	rm -f $(COMPILED)
 	@echo 'installing, and compiling the hot path: a minute or two'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lab]'
 	touch $(VENV)/.base $@

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import sys
@@ -14,10 +13,7 @@ import pytest
 from loadtests.lab import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [
-    pytest.mark.interop,
-    pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="pip install 'onetrip[lab]'"),
-]
+pytestmark = [pytest.mark.interop, pytest.mark.needs("locust")]
 
 CLIENT = """
 from gevent import monkey
