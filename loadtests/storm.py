@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from loadtests.lab.certificates import KeyKind, issue, make_ca
-from proxy.ask import Admin, AdminError
+from proxy.admin.ask import Admin, AdminError
 
 from .peers.nginx import Nginx
 from .peers.process import free_port

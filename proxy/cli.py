@@ -15,7 +15,7 @@ from .demo.cli import EPILOG as DEMO_EPILOG
 from .demo.cli import demo
 
 if TYPE_CHECKING:
-    from .ask import Admin
+    from .admin.ask import Admin
 
 EXIT_FAILED: Final = 1
 
@@ -42,10 +42,10 @@ DEFAULT_ADMIN: Final = "127.0.0.1:9900"
 @app.command(epilog="Example: onetrip serve /etc/onetrip/onetrip.yaml")
 def serve(config: ConfigPath) -> None:
     """Run the proxy in the foreground."""
-    from .forkserver import start  # noqa: PLC0415
+    from .process.forkserver import start  # noqa: PLC0415
 
     fork_server = start(str(config))  # before anything else is imported
-    from .server import serve as run  # noqa: PLC0415
+    from .process.program import serve as run  # noqa: PLC0415
 
     raise typer.Exit(run(str(config), fork_server))
 
@@ -79,8 +79,8 @@ def _tls_faults(path: str) -> list[Any]:
     from tlscache.ticket_keys import TicketKeys  # noqa: PLC0415
 
     from .config import ConfigFault, load_config  # noqa: PLC0415
-    from .upstream import client_settings  # noqa: PLC0415
-    from .worker import server_contexts  # noqa: PLC0415
+    from .process.worker import server_contexts  # noqa: PLC0415
+    from .upstream.upstream import client_settings  # noqa: PLC0415
 
     config = load_config(path)
     try:
@@ -123,13 +123,13 @@ def show_config(
 
 
 def _admin(address: str) -> Admin:
-    from .ask import Admin  # noqa: PLC0415
+    from .admin.ask import Admin  # noqa: PLC0415
 
     return Admin(address, os.environ.get("ONETRIP_ADMIN_TOKEN"))
 
 
 def _ask(address: str, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    from .ask import AdminError  # noqa: PLC0415
+    from .admin.ask import AdminError  # noqa: PLC0415
 
     try:
         return _admin(address).ask(method, path, body)
@@ -145,7 +145,7 @@ def status(admin: AdminAddress = DEFAULT_ADMIN, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    from .show import print_status  # noqa: PLC0415
+    from .admin.show import print_status  # noqa: PLC0415
 
     print_status(found)
 
@@ -155,7 +155,7 @@ def top(
     admin: AdminAddress = DEFAULT_ADMIN, interval: Annotated[float, typer.Option(help="Seconds between updates.")] = 1.0
 ) -> None:
     """`status`, live. Ends with Ctrl-C."""
-    from .show import run_top  # noqa: PLC0415
+    from .admin.show import run_top  # noqa: PLC0415
 
     run_top(lambda: _ask(admin, "GET", "/status"), interval)
 
@@ -205,7 +205,7 @@ def explain(
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    from .show import print_explanation  # noqa: PLC0415
+    from .admin.show import print_explanation  # noqa: PLC0415
 
     print_explanation(found)
 

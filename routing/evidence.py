@@ -9,6 +9,7 @@
 | lost to an attempt that took longer | at least this slow | nothing: it only started later |
 | lost before it was due | nothing | nothing: the other was quicker |
 | the client left | at least this slow, once it was late | nothing |
+| neutral: what the client (its limits, pace, head) or the proxy (descriptors, ports, pool) caused | nothing | nothing |
 
 Only OK endings give latencies: a failure never makes an endpoint look near, whatever it took.
 """
@@ -40,6 +41,8 @@ def charge(
     ep: EndpointState, now: float, outcome: Outcome, elapsed: float, status: int, retry_after: float, winner: float
 ) -> str:
     """Note an ending that was not OK. Returns the cause where it speaks against the region, else ""."""
+    if outcome is Outcome.NEUTRAL:
+        return ""
     region = ep.region
     if outcome is Outcome.HEDGE_LOST or outcome is Outcome.CANCELLED:
         if elapsed < region.late_after:

@@ -28,6 +28,7 @@ class Outcome(Enum):
     HEDGE_LOST = "hedge_lost"  # another attempt answered first: it took at least `elapsed`
     CANCELLED = "cancelled"  # the client left: no verdict, but it took at least `elapsed`
     REFUSED_STREAM = "refused_stream"  # not processed, the peer said so
+    NEUTRAL = "neutral"  # the client's or the proxy's own doing: it says nothing about the endpoint, not even how slow
 
 
 class EndpointState:

@@ -2,7 +2,8 @@
 
 OpenSSL draws a server context's ticket keys when the context is made, and `cryptography` binds nothing that would read
 or set them. What passes them on is a fork. So a program makes blank contexts once, and every process that descends from
-it takes the same one for the same purpose: workers, the replacements of dead ones, and successors (`proxy.forkserver`).
+it takes the same one for the same purpose: workers, the replacements of dead ones, and successors
+(`proxy.process.forkserver`).
 
 The register against replays comes along: where a ticket is good in two processes, a first flight must be known to both.
 """

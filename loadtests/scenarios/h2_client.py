@@ -16,9 +16,9 @@ import gevent
 from gevent.event import AsyncResult
 from gevent.lock import RLock
 
-from proxy.codec.h2 import H2ClientCodec, H2Limits
 from proxy.errors import ProxyError
-from proxy.message import (
+from proxy.http.h2 import H2ClientCodec, H2Limits
+from proxy.http.message import (
     ConnectionFailed,
     DataReceived,
     Event,

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from .document import Document, DocumentError, Mark, read_document
+from .effective_routes import with_inheritance
 from .faults import ConfigError, ConfigFault, Path, dotted, nearest
 from .model import Config
-from .routing import with_inheritance
 from .rules import broken_rules, unavailable
 from .shape import section_at, sections
 from .units import shown

@@ -239,13 +239,13 @@ class Config(Section):
 
     def routing(self, upstream: str) -> route_model.Upstream:
         """An upstream as routing sees it. KeyError where there is none of that name."""
-        from .routing import upstream_value  # noqa: PLC0415 (it imports this module)
+        from .effective_routes import upstream_value  # noqa: PLC0415 (it imports this module)
 
         return upstream_value(upstream, self.upstreams[upstream])
 
     def routes(self, listener: ListenerSection | str) -> tuple[route_model.Route, ...]:
         """A listener's routes in the file's order, each with its effective values. KeyError for an unknown name."""
-        from .routing import route_values  # noqa: PLC0415 (it imports this module)
+        from .effective_routes import route_values  # noqa: PLC0415 (it imports this module)
 
         return route_values(self, self.listener(listener) if isinstance(listener, str) else listener)
 

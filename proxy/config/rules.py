@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from .document import Expanded, resolve
+from .effective_routes import inherited, match_value
 from .faults import Path, nearest
 from .model import Config, ListenerSection, RouteSection
 from .places import Secret
-from .routing import inherited, match_value
 from .sections import HedgeSection, UpstreamSection
 from .units import Address, format_duration
 

@@ -10,7 +10,7 @@ import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.ask import AdminError
+from proxy.admin.ask import AdminError
 
 from . import frame as frames
 from .report import console, report, verdict

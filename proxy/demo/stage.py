@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtests.lab import HOME, SERVER_NAME, Lab
-from proxy.ask import Admin, AdminError
+from proxy.admin.ask import Admin, AdminError
 from proxy.bench.tls import client_context
 
 from .scenario import NEAREST, REGIONS

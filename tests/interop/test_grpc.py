@@ -15,9 +15,9 @@ import pytest
 import uvloop
 
 from loadtests.lab.certificates import Issued, issue, make_ca
-from proxy import sockets as listening
 from proxy.config import parse_config
-from proxy.worker import Worker
+from proxy.process import inheritance as listening
+from proxy.process.worker import Worker
 from tlscache.ticket_keys import TicketKeys
 
 WAIT_S = 10.0

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from proxy import sockets as listening
 from proxy.config import parse_config
-from proxy.tunnel import TunnelListener
-from proxy.worker import Worker
+from proxy.l4.tunnel import TunnelListener
+from proxy.process import inheritance as listening
+from proxy.process.worker import Worker
 from tlscache.ticket_keys import TicketKeys
 
 from .e2e.harness import WAIT_S, Ended, Log, Peer, wait_for

@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from proxy.ask import Admin
+from proxy.admin.ask import Admin
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WAIT_S = 20.0

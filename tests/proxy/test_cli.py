@@ -18,7 +18,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from proxy import show
+from proxy.admin import show
 from proxy.cli import app
 
 from .program import ROOT, HttpOrigin, Onetrip, config, free_port, get, http_origin, serving

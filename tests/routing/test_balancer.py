@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from routing.balancer import Balancer, DrainState, EndpointState, Outcome
 from routing.model import Drain, Endpoint, Hedge, Policy, Region, Retry, Upstream
+from routing.outlier import OutlierState
 
 RTTS = {"us": 0.060, "eu": 0.080, "ap": 0.150}
 
@@ -234,6 +235,47 @@ def test_clients_that_leave_are_no_evidence() -> None:
         world.now += 0.03
         world.end(world.endpoint("us"), Outcome.CANCELLED, 30.0)
     assert world.endpoint("us").region.state is DrainState.HEALTHY
+
+
+def _evidence(world: World) -> list[object]:
+    """Everything that is believed of the endpoints and regions, but for where the objects are."""
+
+    def values(state: object, *but: str) -> dict[str, object]:
+        return {name: getattr(state, name) for name in state.__slots__ if name not in but}  # type: ignore[attr-defined]
+
+    return [
+        [
+            values(endpoint, "region", "outlier", "floor", "service", "endpoint", "pool"),
+            values(endpoint.outlier),
+            values(endpoint.service),
+            values(endpoint.floor),
+            values(endpoint.region, "region", "endpoints", "usable", "health", "counts", "busy_since", "survivors"),
+            values(endpoint.region.health),
+            list(endpoint.region.counts.shares()),
+        ]
+        for endpoint in world.balancer.endpoints
+    ]
+
+
+@pytest.mark.parametrize("elapsed", [0.0, 0.061, 5.0])
+@pytest.mark.parametrize("trouble", ["none", "a streak", "a trial"])
+def test_what_the_client_or_the_proxy_caused_changes_no_belief(elapsed: float, trouble: str) -> None:
+    world = World(region("us", 2), region("eu"))
+    world.serve(200)
+    suspect = world.endpoint("us", 1)
+    if trouble == "a streak":
+        world.end(suspect, Outcome.RESET)
+    elif trouble == "a trial":
+        suspect.outlier.eject(world.now, "test", 0.5)
+        world.wait(10.0)
+        assert suspect.outlier.state is OutlierState.HALF_OPEN
+    before = _evidence(world)
+    for _ in range(50):
+        world.now += 0.03
+        for endpoint in world.balancer.endpoints:
+            world.end(endpoint, Outcome.NEUTRAL, elapsed, 503)
+    assert _evidence(world) == before
+    assert {region.state for region in world.balancer.regions} == {DrainState.HEALTHY}
 
 
 def test_the_applications_own_errors_drain_no_region() -> None:

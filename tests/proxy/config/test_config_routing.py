@@ -1,7 +1,7 @@
 import pytest
 
 from proxy.config import parse_config
-from proxy.config.routing import inherited
+from proxy.config.effective_routes import inherited
 from routing import model
 from routing.model import Endpoint, Hedge, Match, Region, Retry, SessionKey, Timeouts
 

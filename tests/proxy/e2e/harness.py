@@ -15,9 +15,9 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from proxy import sockets as listening
 from proxy.config import parse_config
-from proxy.worker import Worker
+from proxy.process import inheritance as listening
+from proxy.process.worker import Worker
 from tlscache.ticket_keys import TicketKeys
 
 WAIT_S = 5.0

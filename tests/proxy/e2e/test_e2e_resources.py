@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from proxy.attempt import Attempt
-from proxy.exchange import Exchange
-from proxy.tcp import ConnectionStream
+from proxy.exchange.attempt import Attempt
+from proxy.exchange.exchange import Exchange
+from proxy.http.connection import ConnectionStream
 
 from .harness import OK, Client, Ended, Message, Origin, OriginPeer, Proxy, config, raw, wait_for
 

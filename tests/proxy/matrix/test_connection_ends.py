@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from proxy.codec import h2_frames as wire
-from proxy.codec.hpack import Encoder
+from proxy.http.compression.hpack import Encoder
+from proxy.http.h2 import frames as wire
 
 from ...programs import does_not_apply
 from .conftest import Pair, wait_for

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from proxy.codec import h2_frames as wire
-from proxy.codec.hpack import Encoder
+from proxy.http.compression.hpack import Encoder
+from proxy.http.h2 import frames as wire
 
 from .conftest import Lab, Start, start_proxy, wait_for
 from .peers import Gone, Origin, connect

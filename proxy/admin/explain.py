@@ -1,0 +1,105 @@
+"""What the proxy believes, for people: the status of its upstreams, and which way a request would take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from proxy.upstream.links import SocketPool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from proxy.downstream.listener import Listener
+    from proxy.l4.tunnel import TunnelListener
+    from proxy.upstream.pool import Pool
+    from proxy.upstream.upstream import UpstreamRuntime
+
+
+def upstream_status(upstream: UpstreamRuntime, now: float) -> dict[str, Any]:
+    """Routing's snapshot with the pools' numbers added to each endpoint."""
+    found = upstream.balancer.snapshot(now)
+    pools: dict[tuple[str, str], list[Pool | SocketPool]] = {}
+    everything: list[Pool | SocketPool] = [*upstream.pools]
+    for links in upstream._socket_pools.values():
+        everything += links
+    for pool in everything:
+        pools.setdefault((pool.target.region.name, str(pool.target.endpoint)), []).append(pool)
+    for region in found["regions"]:
+        for endpoint in region["endpoints"]:
+            mine = pools[region["region"], endpoint["endpoint"]]
+            endpoint["pool"] = _pool_status(mine)
+            error = next((pool.last_error for pool in mine if pool.last_error is not None), None)
+            if error is not None:
+                endpoint["last_error"] = error.details
+    counters = upstream.counters
+    found["hedges"] = dict(counters.hedges)
+    found["retries"] = [{"reason": r, "result": result, "count": n} for (r, result), n in counters.retries.items()]
+    return found
+
+
+def _pool_status(pools: list[Pool | SocketPool]) -> dict[str, Any]:
+    """Of one endpoint: its connections for requests and, where an L4 listener leads here, those for clients of that."""
+    idle = busy = dialling = waiting = reused = failures = 0
+    opened: dict[str, int] = {}
+    for pool in pools:
+        counters = pool.counters
+        idle += len(pool.idle)
+        dialling += pool.dialling
+        reused += counters.reused
+        failures += counters.dial_failures
+        for kind, count in counters.opened.items():
+            if count:
+                opened[kind] = opened.get(kind, 0) + count
+        if isinstance(pool, SocketPool):
+            busy += pool.open
+        else:
+            idle += sum(1 for connection in pool.shared if not connection.streams)
+            busy += pool.busy
+            waiting += len(pool.waiters)
+    return {
+        "idle": idle,
+        "busy": busy,
+        "dialling": dialling,
+        "waiting": waiting,
+        "opened": opened,
+        "reused": reused,
+        "dial_failures": failures,
+    }
+
+
+def explain(url: str, method: str, listeners: Iterable[Listener | TunnelListener], now: float) -> dict[str, Any]:
+    """The route, region and endpoint that a request for `url` would take now, and why, for each listener. On an L4
+    listener only its host counts. ValueError: `url` is none.
+    """
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    host = parts.netloc.rpartition("@")[2].encode("utf-8", "replace")
+    ways = []
+    for listener in listeners:
+        route = listener.table.match(host, target.encode("utf-8", "replace"), method.encode(), [])
+        if route is None:
+            ways.append({"listener": listener.name, "route": None, "why": "no route matches"})
+            continue
+        upstream = listener.upstreams[route.upstream]
+        chosen = upstream.balancer.pick(now)
+        match = route.match
+        way: dict[str, Any] = {
+            "listener": listener.name,
+            "route": {
+                "host": match.host or "*",
+                "path": ("=" if match.exact else "") + match.path,
+                "methods": list(match.methods),
+                "headers": dict(match.headers),
+            },
+            "upstream": route.upstream,
+            "region": chosen.region.name if chosen is not None else None,
+            "endpoint": str(chosen.endpoint) if chosen is not None else None,
+            "warm_connections": chosen.ready if chosen is not None else 0,
+            "regions": upstream.balancer.explain(now),
+        }
+        if chosen is not None and route.hedge is not None:
+            delay = upstream.balancer.hedge_delay(now, chosen)
+            way["hedge_after_ms"] = round(delay * 1e3, 1) if delay is not None else None
+        ways.append(way)
+    return {"url": url, "method": method, "listeners": ways}

@@ -1,0 +1,155 @@
+"""What a forwarded request says of its way: `x-forwarded-*`, `via`, `x-request-id`, `traceparent` (RFC 9110 section
+7.6.3, W3C Trace Context).
+
+From a trusted peer, what it said is kept and added to; anybody else's claims are replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from os import urandom
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy.errors import Kind, ProxyError
+
+if TYPE_CHECKING:
+    from proxy.http.message import Field, RequestHead
+
+_REWRITTEN: Final = frozenset(
+    (
+        b"via",
+        b"x-forwarded-for",
+        b"x-forwarded-proto",
+        b"x-forwarded-host",
+        b"x-request-id",
+        b"traceparent",
+        b"onetrip-attempt",
+        b"onetrip-debug",
+        b"early-data",
+        b"max-forwards",
+    )
+)
+_TRACEPARENT: Final = re.compile(
+    rb"(?:00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+    rb"|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?)\Z"
+)
+_REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,200}\Z")
+_VIA_MEMBER: Final = re.compile(rb"[ \t]*[^ \t,]+[ \t]+([^ \t,(]+)")
+
+_ENTROPY_BYTES: Final = 24 * 256
+
+
+class Identifiers:
+    """Fresh request ids and trace ids: slices of random hex digits, made 256 at a time. A fork must not share them
+    (`reseed`).
+    """
+
+    __slots__ = ("_at", "_digits")
+
+    def __init__(self) -> None:
+        self._digits = b""
+        self._at = 0
+
+    def take(self) -> bytes:
+        """48 hex digits that nobody has had."""
+        at = self._at
+        if at >= len(self._digits):
+            self._digits = urandom(_ENTROPY_BYTES).hex().encode()
+            at = 0
+        self._at = at + 48
+        return self._digits[at : at + 48]
+
+    def reseed(self) -> None:
+        """After a fork."""
+        self._digits = b""
+        self._at = 0
+
+
+identifiers: Final = Identifiers()
+
+
+def new_traceparent() -> bytes:
+    """A W3C traceparent with fresh ids, sampled. The leading 1s keep both from being all zeros, which is invalid."""
+    digits = identifiers.take()
+    return b"00-1" + digits[1:32] + b"-1" + digits[33:48] + b"-01"
+
+
+class Hop:
+    """What one downstream connection adds to each request: built once when it is accepted."""
+
+    __slots__ = ("peer", "proto", "standing", "trusted", "via_name")
+
+    def __init__(self, peer: bytes, proto: bytes, via_name: bytes, trusted: bool) -> None:
+        self.peer = peer
+        self.proto = proto
+        self.via_name = via_name
+        self.trusted = trusted
+        self.standing: list[Field] = [
+            (b"x-forwarded-for", peer),
+            (b"x-forwarded-proto", proto),
+            (b"via", b"1.1 " + via_name),
+        ]
+
+
+def rewrite(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyError:
+    """Change `head.fields` into what the origin gets. Returns (request id, traceparent), or the error for a loop."""
+    known = head.known
+    fields = head.fields
+    if head.version != b"1.1" or (known and not _REWRITTEN.isdisjoint(known)):
+        return _rewrite_known(head, hop)
+    request_id = identifiers.take()[:32]
+    traceparent = new_traceparent()
+    fields += hop.standing
+    fields.append((b"x-forwarded-host", head.authority))
+    fields.append((b"x-request-id", request_id))
+    fields.append((b"traceparent", traceparent))
+    return request_id, traceparent
+
+
+def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyError:
+    known = head.known
+    via = known.get(b"via", b"")
+    if via and hop.via_name in _pseudonyms(via):
+        said = via[:200].decode("latin-1")
+        text = f"this proxy ({hop.via_name.decode()}) already forwarded the request: via is {said!r}"
+        return ProxyError(Kind.LOOP, text)
+    mine = head.version + b" " + hop.via_name
+    request_id = known.get(b"x-request-id", b"")
+    if not _REQUEST_ID.match(request_id):
+        request_id = identifiers.take()[:32]
+    traceparent = known.get(b"traceparent", b"")
+    if not _TRACEPARENT.match(traceparent):
+        traceparent = new_traceparent()
+    peers, proto, host = hop.peer, hop.proto, head.authority
+    if hop.trusted:
+        earlier = known.get(b"x-forwarded-for")
+        peers = earlier + b", " + hop.peer if earlier else hop.peer
+        proto = known.get(b"x-forwarded-proto") or proto
+        host = known.get(b"x-forwarded-host") or host
+    received: list[Any] = head.fields  # Any: compiled code would rebuild tuples, and HTTP/2 marks some by their type
+    fields = [field for field in received if field[0] not in _REWRITTEN]
+    fields.append((b"x-forwarded-for", peers))
+    fields.append((b"x-forwarded-proto", proto))
+    fields.append((b"via", via + b", " + mine if via else mine))
+    fields.append((b"x-forwarded-host", host))
+    fields.append((b"x-request-id", request_id))
+    fields.append((b"traceparent", traceparent))
+    forwards = known.get(b"max-forwards")
+    if forwards is not None:
+        counted = forwards.isdigit() and len(forwards) < 10 and head.method in (b"OPTIONS", b"TRACE")
+        hops = int(forwards) - 1 if counted else None
+        fields.append((b"max-forwards", forwards if hops is None else b"%d" % max(0, hops)))
+    if hop.trusted and known.get(b"early-data") == b"1":
+        fields.append((b"early-data", b"1"))
+    head.fields = fields
+    return request_id, traceparent
+
+
+def _pseudonyms(via: bytes) -> list[bytes]:
+    return [match.group(1) for member in via.split(b",") if (match := _VIA_MEMBER.match(member))]
+
+
+def is_last_hop(head: RequestHead) -> bool:
+    """`max-forwards: 0` (RFC 9110 section 7.6.2): the request ends here."""
+    value = head.known.get(b"max-forwards")
+    return value is not None and value.isdigit() and not value.strip(b"0")

@@ -1,0 +1,1 @@
+"""HPACK and its Huffman code (RFC 7541)."""

@@ -1,0 +1,1 @@
+"""Sockets and names: dialling, listening, what the kernel tells of a connection. No HTTP, no pool."""

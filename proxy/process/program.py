@@ -1,0 +1,394 @@
+"""The program `onetrip serve`: one process, or a supervisor and its workers.
+
+This is where everything is wired: config, sockets, TLS contexts, workers, admin, signals.
+
+    SIGTERM, SIGINT  not ready, settle, stop accepting, drain until the deadline (a second one: stop at once)
+    SIGHUP           read the config again; a faulty one is refused and the running one stays
+    SIGUSR2          start the new program on the same sockets, and drain once it is ready
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import uvloop
+
+from proxy.admin.admin import Admin
+from proxy.admin.questions import answer
+from proxy.config import Config, ConfigError, diff, effective_yaml, load_config
+from proxy.loop.timers import Timers
+from proxy.loop.turn import Turn
+from proxy.net.dial import Background
+from tlscache.certificates import ContextError
+from tlscache.ticket_keys import TicketKeys
+
+from . import inheritance as listening
+from .forkserver import ForkServer
+from .successor import end_successor, start_successor
+from .worker import Worker, server_contexts, worker_count
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from tlscache.context import ServerContext
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_CUT: Final = 3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def configure_log() -> Any:
+    """The program's own log: JSON lines on standard error, or coloured text on a terminal."""
+    terminal = sys.stderr.isatty()
+    renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )
+    return structlog.get_logger()
+
+
+def tune_process() -> None:
+    """Once per process, before traffic.
+
+    Requests make no reference cycles, so the collector only ever walks what lives long: it is told to leave the
+    start-up's objects alone and to look rarely. glibc otherwise maps and unmaps memory for every 256 KiB read.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 22)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 23)
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a program begins with. `contexts` are the TLS listeners'; `fork_server` has the ticket keys, and forks a
+    successor that has them too.
+    """
+
+    path: str
+    config: Config
+    sockets: dict[str, socket.socket]
+    log: Any
+    contexts: dict[str, ServerContext]
+    fork_server: ForkServer
+
+
+class Program:
+    """What one process and a supervisor have in common: the config's life, admin, signals, the end."""
+
+    def __init__(self, beginning: Beginning) -> None:
+        self.path = beginning.path
+        self.config = beginning.config
+        self.sockets = beginning.sockets
+        self.log = beginning.log
+        self.contexts = beginning.contexts
+        self.fork_server = beginning.fork_server
+        self.stopping = False
+        self._handing_over = False
+        self.exit_code = EXIT_OK
+        self._reloads = {"ok": 0, "refused": 0}
+        self._done: asyncio.Event
+        self._drains: asyncio.Task[None] | None = None
+        self.background: Background
+        self.admin: Admin
+
+    # -- what the two kinds do differently ---------------------------------------------------------
+
+    async def ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
+        """See `Backend.ask`."""
+        raise NotImplementedError
+
+    async def start_workers(self) -> None:
+        """Begin to accept."""
+        raise NotImplementedError
+
+    async def wait_ready(self) -> None:
+        """Until the workers are ready."""
+        raise NotImplementedError
+
+    async def apply(self, config: Config, fresh: dict[str, socket.socket]) -> list[str]:
+        """Swap in a config; `fresh` are sockets that it needs and did not have. Raises before anything changed."""
+        raise NotImplementedError
+
+    async def release_sessions(self) -> None:
+        """Let another program have the TLS sessions that the workers hold."""
+        raise NotImplementedError
+
+    async def reclaim_sessions(self) -> None:
+        """Have them hold sessions again."""
+        raise NotImplementedError
+
+    async def drain_workers(self, deadline_s: float) -> int:
+        """Drain; how many connections were cut."""
+        raise NotImplementedError
+
+    def restarts(self) -> int:
+        """How often a worker had to be restarted."""
+        return 0
+
+    # -- Backend -----------------------------------------------------------------------------------
+
+    def reloads(self) -> dict[str, int]:
+        """Reloads so far, by result."""
+        return self._reloads
+
+    def config_yaml(self) -> str:
+        """The config in use."""
+        return effective_yaml(self.config)
+
+    async def reload(self) -> dict[str, Any]:
+        """SIGHUP, and POST /reload."""
+        try:
+            config = load_config(self.path)
+            change = diff(self.config, config)
+            wanted = (*change.listeners_added, *change.listeners_rebound)
+            fresh: dict[str, socket.socket] = {}
+            try:
+                before = {self.config.listener(name).address: name for name in change.listeners_removed}
+                for name in wanted:
+                    listener = config.listener(name)
+                    renamed = before.get(listener.address)
+                    if renamed is not None and listener.address.port != 0:
+                        fresh[name] = self.sockets[renamed].dup()
+                    else:
+                        fresh[name] = listening.bind(listener.address, listener.fast_open)
+                restart = await self.apply(config, fresh)
+            except BaseException:
+                listening.close_all(fresh.values())
+                raise
+        except ConfigError as error:
+            return self._refused([str(fault) for fault in error.faults])
+        except (OSError, ContextError) as error:
+            return self._refused([str(error)])
+        except Exception as error:
+            self.log.exception("reload_failed")
+            return self._refused([repr(error)])
+        for name in (*change.listeners_removed, *change.listeners_rebound):
+            self.sockets.pop(name).close()
+        self.sockets |= fresh
+        self.config = config
+        self._reloads["ok"] += 1
+        self.log.info("config_reloaded", path=self.path, changed=bool(change), needs_restart=restart)
+        return {"reloaded": True, "restart": restart, "faults": []}
+
+    def _refused(self, faults: list[str]) -> dict[str, Any]:
+        self._reloads["refused"] += 1
+        self.log.error("config_refused", path=self.path, faults=faults, kept="the running config")
+        return {"reloaded": False, "restart": [], "faults": faults}
+
+    # -- running -----------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serve until a signal ends it. Returns the exit code."""
+        self._done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.background = Background(lambda name, error: self.log.error("task_failed", task=name, error=repr(error)))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._in_background, self._reload_quietly, "reload")
+        loop.add_signal_handler(signal.SIGUSR2, self._in_background, self._hand_over, "hand over")
+        await self.start_workers()
+        await self._start_admin(loop)
+        self.log.info(
+            "listening",
+            pid=os.getpid(),
+            listeners={one.name: _bound(self.sockets[one.name]) for one in self.config.listeners},
+            admin=_bound(self.sockets[listening.ADMIN]),
+        )
+        self.background.start(self._announce_ready(), "announce ready")
+        await self._done.wait()
+        await self.background.close()
+        return self.exit_code
+
+    async def _announce_ready(self) -> None:
+        await self.wait_ready()
+        listening.notify_systemd("READY=1", f"MAINPID={os.getpid()}")  # first: the predecessor's word comes after ours
+        listening.tell_predecessor()
+
+    async def _start_admin(self, loop: asyncio.AbstractEventLoop) -> None:
+        turn = Turn(loop)
+        token = self.config.admin.token
+        self.admin = Admin(
+            self,
+            token.value if token is not None else None,
+            turn=turn,
+            timers=Timers(loop, turn),
+            background=self.background,
+            log=self.log,
+            restarts=self.restarts,
+        )
+        server = await loop.create_server(self.admin.listener.accept, sock=self.sockets[listening.ADMIN].dup())
+        self.admin.listener.servers.append(server)
+
+    def _in_background(self, what: Callable[[], Any], name: str) -> None:
+        self.background.start(what(), name)
+
+    async def _reload_quietly(self) -> None:
+        await self.reload()
+
+    # -- stopping ----------------------------------------------------------------------------------
+
+    def _on_stop(self) -> None:
+        if self.stopping:
+            self.log.warning("stopping_at_once")
+            self.exit_code = EXIT_CUT
+            self.stop_now()
+            self._done.set()
+            return
+        self.log.info("draining", settle_s=self.config.shutdown.settle, deadline_s=self.config.shutdown.deadline)
+        self._in_background(self.drain, "drain")
+
+    def stop_now(self) -> None:
+        """A second signal."""
+
+    async def drain(self, *, replaced: bool = False) -> None:
+        """Stop for good: let what is open finish. `replaced`: the service goes on in another process."""
+        if self.stopping:
+            return
+        self.stopping = True
+        if not replaced:
+            listening.notify_systemd("STOPPING=1")
+        shutdown = self.config.shutdown
+        if shutdown.settle:
+            await asyncio.sleep(shutdown.settle)
+        # The workers close their copies; while ours were open the kernel would go on completing handshakes for nobody.
+        listening.close_all(sock for name, sock in self.sockets.items() if name != listening.ADMIN)
+        cut = await self.drain_workers(shutdown.deadline)
+        if cut:
+            self.exit_code = EXIT_CUT
+            self.log.warning("stopped", connections_cut=cut)
+        else:
+            self.log.info("stopped")
+        self.admin.listener.stop_accepting()
+        self._done.set()
+
+    async def _hand_over(self) -> None:
+        """SIGUSR2: the new program gets our sockets and sessions; once it is ready, we drain."""
+        if self.stopping or self._handing_over:
+            return
+        if os.getpid() == 1:
+            reason = "this is process 1: with it the container would end, and the successor in it"
+            self.log.error("hand_over_refused", reason=reason, instead="replace the container")
+            return
+        self._handing_over = True
+        try:
+            await self.release_sessions()  # before it starts: its first dials want them
+            keep_tickets = any(one.tls for one in self.config.listeners)
+            server = self.fork_server if keep_tickets else None
+            pid = await start_successor(self.path, self.sockets, server, self.log)
+            if not pid:
+                await self.reclaim_sessions()
+        finally:
+            self._handing_over = False
+        if pid:
+            await self._give_way(pid)
+
+    async def _give_way(self, successor: int) -> None:
+        if self.stopping:  # told to meanwhile, and that goes for the service
+            end_successor(successor)
+        else:
+            listening.notify_systemd(f"MAINPID={successor}")
+            await self.drain(replaced=True)
+
+
+def _bound(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if not isinstance(name, tuple):
+        return f"unix:{name}"
+    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+
+class SingleProcess(Program):
+    """`workers: 1`: the worker and the admin endpoints share one event loop."""
+
+    worker: Worker
+
+    async def ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
+        """The worker answers directly."""
+        return [await answer(self.worker, question)]
+
+    async def start_workers(self) -> None:
+        """Begin to accept."""
+        self.worker = Worker(self.config, self.log, self.fork_server.keys, self.contexts)
+        await self.worker.start({name: sock.dup() for name, sock in self.sockets.items() if name != listening.ADMIN})
+        tune_process()
+
+    async def wait_ready(self) -> None:
+        """Until the pools are warm."""
+        await self.worker.ready.wait()
+
+    async def apply(self, config: Config, fresh: dict[str, socket.socket]) -> list[str]:
+        """Swap in a config."""
+        return await self.worker.reload(config, {name: sock.dup() for name, sock in fresh.items()})
+
+    async def release_sessions(self) -> None:
+        """Let another program have the worker's."""
+        await self.worker.sessions.release()
+
+    async def reclaim_sessions(self) -> None:
+        """Have the worker hold sessions again."""
+        self.worker.sessions.reclaim()
+
+    async def drain_workers(self, deadline_s: float) -> int:
+        """Drain the worker."""
+        cut = await self.worker.drain(deadline_s)
+        await self.worker.close()
+        return cut
+
+    def stop_now(self) -> None:
+        """Cut everything."""
+        for listener in self.worker.listeners.values():
+            listener.abort()
+        self.worker.access_log.close()
+
+
+def serve(path: str, fork_server: ForkServer | None = None) -> int:
+    """Run the proxy in the foreground. Returns the exit code."""
+    log = configure_log()
+    path = str(Path(path).absolute())
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        for fault in error.faults:
+            print(fault, file=sys.stderr)  # noqa: T201 - what `onetrip check` prints
+        return EXIT_FAILED
+    fork_server = fork_server or ForkServer(TicketKeys(), None, "this program was not started by its command")
+    try:
+        sockets = listening.open_sockets(config)
+        contexts = server_contexts(config, fork_server.keys)
+    except (OSError, ContextError) as error:
+        print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_FAILED
+    if not contexts:
+        fork_server.dismiss("no listener had TLS when this program started")
+    beginning = Beginning(path, config, sockets, log, contexts, fork_server)
+    if worker_count(config) == 1:
+        try:
+            return uvloop.run(SingleProcess(beginning).run())
+        except OSError as error:  # while starting: the access log can't be opened, say
+            print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
+            return EXIT_FAILED
+    from .supervisor import Supervisor  # noqa: PLC0415 - only where there are several workers
+
+    return asyncio.run(Supervisor(beginning).run())

@@ -1,0 +1,273 @@
+"""What keeps routing's picture of an endpoint fresh off the request path: checks, probes, and bytes that nobody
+acknowledges.
+
+- Active checks (`health:`): a GET, or a call of grpc.health.v1, over the same TLS settings on a connection of their
+  own; or a TCP connect.
+- Probes: an endpoint that routing doubts, or a region without traffic, gets a dial with its handshake. What it opens
+  joins the pool.
+- Unanswered bytes: a request whose bytes the peer's kernel does not acknowledge is the first sign of a black hole,
+  long before any response time-out. Routing is told as it lasts; after `DEAD_S` and some round trips the connection
+  is given up.
+- PINGs on multiplexed connections, so that a path that died while idle is found within `keepalive`, before requests
+  meet it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from time import monotonic
+from typing import TYPE_CHECKING, Final, cast
+
+from proxy.errors import Kind, ProxyError
+from proxy.http import grpc
+from proxy.http.connection import socket_of, unacknowledged_s
+from proxy.http.message import RequestHead, ResponseHead
+from proxy.http.stream import StreamHandler
+
+from .connection import State
+
+if TYPE_CHECKING:
+    from proxy.http.message import Fields
+    from routing.balancer import EndpointState
+
+    from .connection import ClientConnection
+    from .upstream import UpstreamRuntime
+
+DEAD_S: Final = 1.0
+DEAD_ROUND_TRIPS: Final = 5.0
+SUSPECT_S: Final = 0.1
+SUSPECT_ROUND_TRIPS: Final = 2.0
+QUIET_S: Final = 5.0
+PROBE_TIMEOUT_S: Final = 2.0
+BODY_BYTES_MAX: Final = 1024
+_AGENT: Final = b"onetrip-health"
+
+
+class Check(StreamHandler):
+    """One health request on a connection: `done` becomes the status, or a ProxyError. `body` and `trailers` are the
+    answer's, the first kept up to `BODY_BYTES_MAX`.
+    """
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.body = b""
+        self.trailers: Fields = []
+        self._status = 0
+
+    def on_headers(self, head: RequestHead | ResponseHead, end: bool) -> None:
+        """The answer's head."""
+        status = cast("ResponseHead", head).status
+        if status >= 200:
+            self._status = status
+            if end:
+                self.trailers = head.fields
+                self._finish()
+
+    def on_data(self, data: bytes, end: bool) -> None:
+        """Its body."""
+        self.body = (self.body + data)[:BODY_BYTES_MAX]
+        if end:
+            self._finish()
+
+    def on_trailers(self, fields: Fields) -> None:
+        """Its end."""
+        self.trailers = fields
+        self._finish()
+
+    def on_writable(self) -> None:
+        """A health request has no body."""
+
+    def on_reset(self, error: ProxyError) -> None:
+        """It was cut."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def _finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(self._status)
+
+
+class Health:
+    """The checks and probes of one upstream in one worker."""
+
+    def __init__(self, upstream: UpstreamRuntime) -> None:
+        self._upstream = upstream
+        self._section = upstream.section.health
+        self._checks: dict[int, ClientConnection] = {}
+        self._probing: set[int] = set()
+        self._next_check: dict[int, float] = {}
+        self._checking: set[int] = set()
+
+    # -- every tick --------------------------------------------------------------------------------
+
+    def tick(self, now: float, links: bool) -> None:
+        """Start what is due. `links`: the upstream serves L4 listeners only, so probes open no HTTP connections."""
+        upstream = self._upstream
+        self._watch_unanswered(now)
+        for target in upstream.balancer.probes_wanted(now):
+            self._probe(target, links)
+        section = self._section
+        for target in upstream.balancer.endpoints:
+            index = id(target)
+            due = self._next_check.get(index)
+            if due is None:
+                first = section.interval if section is not None else QUIET_S
+                self._next_check[index] = now + first * random.random()
+            elif now >= due:
+                if section is not None:
+                    self._next_check[index] = now + section.interval * random.uniform(0.9, 1.1)
+                    if index not in self._checking:
+                        self._checking.add(index)
+                        upstream.background.start(self._check(target, links), f"check {target.endpoint}")
+                else:
+                    self._next_check[index] = now + QUIET_S * random.uniform(0.8, 1.2)
+                    if target.region.quiet(now):
+                        self._probe(target, links)
+
+    def _watch_unanswered(self, now: float) -> None:
+        balancer = self._upstream.balancer
+        for pool in self._upstream.pools:
+            target = pool.target
+            rtt = target.floor.value
+            suspect = SUSPECT_S + SUSPECT_ROUND_TRIPS * rtt
+            allowed = DEAD_S + DEAD_ROUND_TRIPS * rtt
+            worst = 0.0
+            dead: list[ClientConnection] = []
+            for connection in pool.connections:
+                since = connection.unanswered_since
+                if not connection.streams or not since or now - since < suspect or connection.transport is None:
+                    continue
+                waiting = unacknowledged_s(socket_of(connection.transport))
+                if not waiting:
+                    connection.unanswered_since = 0.0  # read, if not answered yet
+                    continue
+                seconds = min(waiting, now - since)
+                worst = max(worst, seconds)
+                if seconds > allowed:
+                    dead.append(connection)
+            every, patience = ping_times(pool.ping_every_s, allowed, rtt)
+            for connection in pool.shared:
+                if not connection.probe_path(now, every, patience) and connection not in dead:
+                    dead.append(connection)
+            if worst >= suspect:
+                balancer.observe_unanswered(target, now, worst)
+            for connection in dead:
+                text = f"{target.endpoint}: no sign of life for {allowed:.1f} s"
+                connection.give_up(ProxyError(Kind.READ_TIMEOUT, text))
+
+    # -- probes ------------------------------------------------------------------------------------
+
+    def _probe(self, target: EndpointState, links: bool) -> None:
+        index = id(target)
+        if index not in self._probing:
+            self._probing.add(index)
+            self._upstream.background.start(self._run_probe(target, links), f"probe {target.endpoint}")
+
+    async def _run_probe(self, target: EndpointState, links: bool) -> None:
+        started = monotonic()
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                elapsed = await self._dial(target, links)
+        except (ProxyError, TimeoutError):
+            self._upstream.balancer.observe_probe(target, monotonic(), False, monotonic() - started)
+        else:
+            self._upstream.balancer.observe_probe(target, monotonic(), True, elapsed)
+        finally:
+            self._probing.discard(id(target))
+
+    async def _dial(self, target: EndpointState, links: bool) -> float:
+        """Open a connection and keep it warm. Returns one round trip of it, in seconds."""
+        if links:
+            future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+            self._upstream.socket_pool(target, passthrough=False).probe(future)
+            return await future
+        connection: ClientConnection = await target.pool.connect()
+        target.pool.adopt(connection)
+        return max(connection.seconds[1], 1e-6)
+
+    # -- checks ------------------------------------------------------------------------------------
+
+    async def _check(self, target: EndpointState, links: bool) -> None:
+        section = self._section
+        assert section is not None
+        started = monotonic()
+        ok = False
+        try:
+            async with asyncio.timeout(section.timeout):
+                if links or (section.path is None and section.grpc is None):
+                    await self._dial(target, links)
+                    ok = True
+                elif section.path is None:
+                    ok = await self._call(target, section.grpc or "")
+                else:
+                    ok = section.expects(await self._ask(target, section.path.encode()))
+        except (ProxyError, TimeoutError):
+            connection = self._checks.pop(id(target), None)
+            if connection is not None:
+                connection.abort()
+        finally:
+            self._checking.discard(id(target))
+        # A check is a request and its answer: one round trip and some service time, like the requests that routing
+        # measures.
+        self._upstream.balancer.observe_probe(target, monotonic(), ok, monotonic() - started)
+
+    async def _ask(self, target: EndpointState, path: bytes) -> int:
+        authority = self._upstream.authority(target.endpoint)
+        head = RequestHead(b"GET", path, authority, [(b"user-agent", _AGENT)], {}, scheme=self._upstream.scheme)
+        return await (await self._send(target, head, b"")).done
+
+    async def _call(self, target: EndpointState, service: str) -> bool:
+        """Whether grpc.health.v1 says that the service is SERVING."""
+        body = grpc.health_request(service)
+        fields = [(b"user-agent", _AGENT), (b"content-type", grpc.CONTENT_TYPE)]
+        authority = self._upstream.authority(target.endpoint)
+        head = RequestHead(
+            b"POST", grpc.HEALTH_PATH, authority, fields, {}, scheme=self._upstream.scheme, content_length=len(body)
+        )
+        head.te_trailers = True
+        check = await self._send(target, head, body)
+        return await check.done == 200 and (b"grpc-status", b"0") in check.trailers and grpc.is_serving(check.body)
+
+    async def _send(self, target: EndpointState, head: RequestHead, body: bytes) -> Check:
+        connection = self._checks.get(id(target))
+        if connection is None or connection.transport is None or not connection.codec.can_open:
+            if connection is not None:
+                connection.abort()
+            connection = await target.pool.connect()
+            if connection.state is State.READY:
+                connection.state = State.APART
+            self._checks[id(target)] = connection
+        check = Check()
+        turn = self._upstream.turn
+        turn.begin()
+        try:
+            stream = connection.open(check)
+            stream.send_headers(head, not body)
+            if body:
+                stream.send_data(body, True)
+        finally:
+            turn.end()
+        return check
+
+    def tick_codecs(self) -> None:
+        """Once a second: what the checks' codecs count over time."""
+        for connection in self._checks.values():
+            connection.codec.tick()
+
+    def close(self) -> None:
+        """No more checks."""
+        for connection in self._checks.values():
+            connection.abort()
+        self._checks.clear()
+
+
+def ping_times(keepalive_s: float, allowed_s: float, rtt_s: float) -> tuple[float, float]:
+    """From one PING to the next, and how long one may stay unanswered, in seconds: together at most `keepalive_s`, in
+    which a dead path has to be found (where that leaves the PING a few round trips).
+    """
+    patience = max(min(allowed_s, keepalive_s / 2), SUSPECT_S + SUSPECT_ROUND_TRIPS * rtt_s)
+    return max(keepalive_s - patience, keepalive_s / 2), patience
+
+
+__all__ = ["Check", "Health", "ping_times"]

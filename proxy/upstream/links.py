@@ -1,0 +1,283 @@
+"""Warm links for L4: connected, handshaken sockets to an endpoint (`link`), kept ready and dialled on demand.
+
+A new client connection of a `tcp` listener gets a socket that is already connected (and through its TLS handshake),
+so that its first byte is one round trip from its answer. A server that speaks first has its greeting waiting in the
+kernel's buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections import deque
+from ipaddress import ip_address
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from proxy.errors import Kind, ProxyError
+from proxy.net.dial import open_socket
+from proxy.observe.metrics import PoolCounters
+
+from .link import Link, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.loop.reactor import Reactor
+    from proxy.net.dial import SockAddress
+    from proxy.observe.metrics import Snapshot
+    from routing.balancer import EndpointState
+    from routing.model import Endpoint
+    from tlscache.engine import TLSEngine
+
+    from .pool import PoolSettings
+    from .sessions import EndpointSessions
+    from .upstream import UpstreamRuntime
+
+LENT_MAX: Final = 64
+TICKETS_WAIT_S: Final = 5.0
+BACKOFF_MIN_S: Final = 0.1
+BACKOFF_MAX_S: Final = 5.0
+
+
+class SocketPool:
+    """Warm links to one endpoint."""
+
+    def __init__(
+        self, upstream: UpstreamRuntime, target: EndpointState, settings: PoolSettings, reactor: Reactor, tls: bool
+    ) -> None:
+        self.upstream = upstream
+        self.target = target
+        self.settings = settings
+        self.reactor = reactor
+        self.tls = tls
+        self.socket_options = upstream.tls_socket_options if tls else upstream.socket_options
+        self._address = _fixed_address(target.endpoint)
+        self.counters = PoolCounters()
+        self.idle: list[Link] = []
+        self.dialling = 0
+        self.open = 0
+        self.closed = False
+        self.first_round = 0
+        self.last_error: ProxyError | None = None
+        self._lent: deque[tuple[float, TLSEngine, EndpointSessions]] = deque(maxlen=LENT_MAX)
+        self._failures = 0
+        self._refill_at = 0.0
+        header = upstream.section.proxy_protocol != "off"
+        # A PROXY header stands before the handshake, and names the client.
+        self.warm = 0 if header and tls else settings.warm
+
+    def __repr__(self) -> str:
+        return f"<SocketPool {self.target.endpoint}: {len(self.idle)} idle, {self.open} open, {self.dialling} dialling>"
+
+    def start(self) -> None:
+        """Dial the warm links."""
+        self.first_round = self.warm
+        for _ in range(self.warm):
+            self._refill_one(first=True)
+
+    def take(self) -> Link | None:
+        """A ready link, or None."""
+        while self.idle:
+            link = self.idle.pop()
+            self.target.ready -= 1
+            if link.alive:
+                self.counters.reused += 1
+                return link
+            link.close()
+        return None
+
+    def lent(self) -> None:
+        """A client has one of the links: it is replaced."""
+        self.open += 1
+        self.refill()
+
+    def ended(self) -> None:
+        """That connection is over."""
+        self.open -= 1
+        self.refill()
+
+    def dial(self, on_done: Callable[[Link], None], preface: bytes = b"", *, resume: bool = True) -> Link:
+        """A new link for the caller; `on_done` is called once it is ready or has failed (`error`)."""
+        endpoint = self.target.endpoint
+        sessions = self.upstream.sessions_of(endpoint) if self.tls else None
+        link = Link(self, on_done, preface, sessions, resume)
+        address = self._address
+        if address is None:
+            known = self.upstream.resolver.known(endpoint.host, endpoint.port)
+            if known is None or len(known) > 1:
+                self.upstream.background.start(self._dial_slowly(link), f"dial {endpoint}")
+                return link
+            address = known[0]
+        link.dial(address)
+        return link
+
+    async def _dial_slowly(self, link: Link) -> None:
+        """Where the name is not known yet, or has several addresses to race."""
+        endpoint, limit_s = self.target.endpoint, self.settings.connect_s
+        try:
+            async with asyncio.timeout(limit_s):
+                sock, _, seconds = await open_socket(endpoint, self.upstream.resolver, self.socket_options)
+        except ProxyError as error:
+            link.fail(error)
+        except TimeoutError:
+            link.on_timer(monotonic())
+        else:
+            if link.state is State.CLOSED:
+                sock.close()
+            else:
+                link.adopt(sock, seconds)
+
+    def _refill_one(self, first: bool = False, resume: bool = True) -> None:
+        self.dialling += 1
+
+        def done(link: Link) -> None:
+            self.dialling -= 1
+            if first:
+                self.first_round -= 1
+            self._refilled(link)
+            if first:
+                self.upstream.on_warm_progress()
+
+        self.dial(done, resume=resume)
+
+    def _refilled(self, link: Link) -> None:
+        now = monotonic()
+        if link.error is not None:
+            self.failed(link.error)
+            return
+        self.opened(link)
+        if self.closed:
+            link.close()
+            return
+        link.expires = now + self.settings.max_age_s * random.uniform(0.9, 1.0)
+        self.idle.append(link)
+        self.target.ready += 1
+        link.rest()
+
+    def probe(self, future: asyncio.Future[float]) -> None:
+        """Dial once; the link stays warm. The future gets the seconds that the dial took, or its ProxyError."""
+
+        def done(link: Link) -> None:
+            self.dialling -= 1
+            self._refilled(link)
+            if future.done():
+                return
+            if link.error is not None:
+                future.set_exception(link.error)
+            else:
+                future.set_result(max(link.seconds, 1e-6))
+
+        self.dialling += 1
+        self.dial(done)
+
+    def opened(self, link: Link) -> None:
+        """A dial succeeded: count it."""
+        now = monotonic()
+        balancer = self.upstream.balancer
+        self.counters.opened[link.handshake] += 1
+        self.counters.tcp.observe(link.seconds)
+        balancer.observe_connect(self.target, now, True, link.seconds, "tcp")
+        if link.engine is not None:
+            tls_s = now - link.born - link.seconds
+            self.counters.tls.observe(tls_s)
+            balancer.observe_connect(self.target, now, True, tls_s, "tls")
+        self._failures = 0
+        self._refill_at = 0.0
+        self.last_error = None
+
+    def failed(self, error: ProxyError) -> None:
+        """A dial failed."""
+        self.last_error = error
+        self.counters.dial_failures += 1
+        self._back_off()
+        phase = "tls" if error.kind in (Kind.TLS, Kind.CERTIFICATE) else "tcp"
+        self.upstream.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
+        self.upstream.on_dial_failed(self, error)
+
+    def _back_off(self) -> None:
+        self._failures += 1
+        delay = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(self._failures - 1, 10))
+        self._refill_at = monotonic() + delay * random.uniform(0.5, 1.0)
+
+    def lost(self, link: Link) -> None:
+        """An idle link died."""
+        if link in self.idle:
+            self.idle.remove(link)
+            self.target.ready -= 1
+            if monotonic() - link.born < 1.0:
+                self._back_off()  # an endpoint that hangs up at once must not be dialled in a loop
+            self.refill()
+
+    def refill(self) -> None:
+        """Dial what is missing."""
+        if self.closed or monotonic() < self._refill_at:
+            return
+        room = self.settings.max_connections - self.open - len(self.idle) - self.dialling
+        for _ in range(min(room, self.warm - len(self.idle) - self.dialling)):
+            self._refill_one()
+
+    def tick(self, now: float) -> None:
+        """Now and then: replace what is old, refill."""
+        for link in [one for one in self.idle if now > one.expires]:
+            self.idle.remove(link)
+            self.target.ready -= 1
+            link.close()
+        for link in self.idle[: max(0, len(self.idle) - self.warm)]:  # of probes and top-ups; the oldest stand first
+            if now - link.born > TICKETS_WAIT_S:
+                self.idle.remove(link)
+                self.target.ready -= 1
+                link.close()
+        self.refill()
+        self._collect_tickets(now)
+
+    def watch_tickets(self, link: Link) -> None:
+        """A link is handed out: its tickets may still be on their way (they come a round trip after the handshake)."""
+        if link.engine is not None and link.sessions is not None and monotonic() - link.born < TICKETS_WAIT_S:
+            self._lent.append((monotonic() + TICKETS_WAIT_S, link.engine, link.sessions))
+
+    def _collect_tickets(self, now: float) -> None:
+        lent = self._lent
+        for _, engine, sessions in lent:
+            if engine.tickets:
+                sessions.keep(engine)
+        while lent and now > lent[0][0]:
+            lent.popleft()
+        if self.tls and len(self.idle) >= self.warm > 0 and not self.dialling and not self.closed:
+            held = self.upstream.sessions_of(self.target.endpoint)
+            if held is not None and held.lacks_tickets(self.warm, now):
+                self._refill_one(resume=False)
+
+    def export(self, snapshot: Snapshot, upstream: str) -> None:
+        """This pool's samples."""
+        region, endpoint = self.target.region.name, str(self.target.endpoint)
+        for handshake, count in self.counters.opened.items():
+            snapshot.add("upstream_connections_opened", count, upstream=upstream, region=region, handshake=handshake)
+        snapshot.add("upstream_connections_reused", self.counters.reused, upstream=upstream, region=region)
+        snapshot.add("upstream_dial_failures", self.counters.dial_failures, upstream=upstream, region=region)
+        for phase, histogram in (("tcp", self.counters.tcp), ("tls", self.counters.tls)):
+            snapshot.add_histogram(
+                "upstream_handshake_seconds", histogram, upstream=upstream, region=region, phase=phase
+            )
+        snapshot.add("upstream_pool_idle", len(self.idle), upstream=upstream, region=region, endpoint=endpoint)
+        snapshot.add("connections_open", self.open + len(self.idle), side="upstream", upstream=upstream)
+
+    def close(self) -> None:
+        """No new connections."""
+        self.closed = True
+        for link in self.idle:
+            self.target.ready -= 1
+            link.close()
+        self.idle.clear()
+
+
+def _fixed_address(endpoint: Endpoint) -> SockAddress | None:
+    """Where the endpoint is a Unix socket or an IP address; None for a name."""
+    if endpoint.path:
+        return socket.AF_UNIX, endpoint.path
+    try:
+        version = ip_address(endpoint.host).version
+    except ValueError:
+        return None
+    return (socket.AF_INET if version == 4 else socket.AF_INET6), (endpoint.host, endpoint.port)
