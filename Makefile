@@ -15,14 +15,14 @@ help:            ## list what can be made
 $(VENV)/.base: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	rm -f $(COMPILED)
-	@echo 'installing, and compiling the hot path: a minute or two'
+	@echo 'installing, and compiling the hot path: a minute'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.test: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	rm -f $(COMPILED)
-	@echo 'installing, and compiling the hot path: a minute or two'
+	@echo 'installing, and compiling the hot path: a minute'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lab]'
 	touch $(VENV)/.base $@
 
