@@ -80,7 +80,7 @@ def _tls_faults(path: str) -> list[Any]:
 
     from .config import ConfigFault, load_config  # noqa: PLC0415
     from .process.worker import server_contexts  # noqa: PLC0415
-    from .upstream.upstream import client_settings  # noqa: PLC0415
+    from .upstream.reach import client_settings  # noqa: PLC0415
 
     config = load_config(path)
     try:

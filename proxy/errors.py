@@ -55,6 +55,7 @@ class Kind(Enum):
     # Ours.
     POOL_FULL = ("pool_full", 503, "connection_limit_reached", Source.INTERNAL)
     CONNECTION_LIMIT = ("connection_limit", 503, "connection_limit_reached", Source.INTERNAL)
+    REPLACED = ("replaced", 503, "destination_unavailable", Source.INTERNAL)  # a reload took the endpoint away
     STOPPING = ("stopping", 503, "proxy_internal_response", Source.INTERNAL)
     INTERNAL = ("internal", 500, "proxy_internal_error", Source.INTERNAL)
 

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from proxy.http.connection import ConnectionStream
     from proxy.http.message import Fields
+    from proxy.loop.background import Background
     from proxy.loop.timers import Timers
     from proxy.loop.turn import Turn
-    from proxy.net.dial import Background
 
     from .questions import Backend
 
@@ -170,7 +170,7 @@ class Admin:
     ) -> None:
         self.backend = backend
         self.background = background
-        self._token = token
+        self.token = token
         self._restarts = restarts
         self.listener = Listener(
             "admin",
@@ -221,10 +221,10 @@ class Admin:
         return answers
 
     def _authorise(self, path: str, head: RequestHead) -> None:
-        if self._token is None or path in _HEALTH:
+        if self.token is None or path in _HEALTH:
             return
         scheme, _, given = head.known.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token.encode()):
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.token.encode()):
             fault = {"fault": "the admin token is missing or wrong: send authorization: Bearer TOKEN"}
             raise Answer(401, fault, [(b"www-authenticate", b"Bearer")])
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from proxy.downstream.listener import Listener
     from proxy.l4.tunnel import TunnelListener
+    from proxy.observe.metrics import PoolCounters
     from proxy.upstream.pool import Pool
     from proxy.upstream.upstream import UpstreamRuntime
 
@@ -20,14 +21,12 @@ def upstream_status(upstream: UpstreamRuntime, now: float) -> dict[str, Any]:
     """Routing's snapshot with the pools' numbers added to each endpoint."""
     found = upstream.balancer.snapshot(now)
     pools: dict[tuple[str, str], list[Pool | SocketPool]] = {}
-    everything: list[Pool | SocketPool] = [*upstream.pools]
-    for links in upstream._socket_pools.values():
-        everything += links
-    for pool in everything:
+    every: tuple[Pool | SocketPool, ...] = (*upstream.every_pool(), *upstream.every_socket_pool())
+    for pool in every:
         pools.setdefault((pool.target.region.name, str(pool.target.endpoint)), []).append(pool)
     for region in found["regions"]:
         for endpoint in region["endpoints"]:
-            mine = pools[region["region"], endpoint["endpoint"]]
+            mine = pools.get((region["region"], endpoint["endpoint"]), [])
             endpoint["pool"] = _pool_status(mine)
             error = next((pool.last_error for pool in mine if pool.last_error is not None), None)
             if error is not None:
@@ -42,21 +41,24 @@ def _pool_status(pools: list[Pool | SocketPool]) -> dict[str, Any]:
     """Of one endpoint: its connections for requests and, where an L4 listener leads here, those for clients of that."""
     idle = busy = dialling = waiting = reused = failures = 0
     opened: dict[str, int] = {}
+    counted: list[PoolCounters] = []
     for pool in pools:
-        counters = pool.counters
         idle += len(pool.idle)
         dialling += pool.dialling
-        reused += counters.reused
-        failures += counters.dial_failures
-        for kind, count in counters.opened.items():
-            if count:
-                opened[kind] = opened.get(kind, 0) + count
         if isinstance(pool, SocketPool):
             busy += pool.open
         else:
             idle += sum(1 for connection in pool.shared if not connection.streams)
             busy += pool.busy
             waiting += len(pool.waiters)
+        if not any(pool.counters is one for one in counted):  # a closed pool's successor counts on
+            counted.append(pool.counters)
+    for counters in counted:
+        reused += counters.reused
+        failures += counters.dial_failures
+        for kind, count in counters.opened.items():
+            if count:
+                opened[kind] = opened.get(kind, 0) + count
     return {
         "idle": idle,
         "busy": busy,

@@ -9,8 +9,8 @@ from .model import Config, ListenerSection
 
 RESTART: Final = ("workers", "admin.address", "sessions", "fleet")
 """Keys that a running program can't change."""
-_SOCKET: Final = ("address", "http3", "fast_open")
-"""Keys of a listener that its socket depends on."""
+_SOCKET: Final = ("address", "protocol", "http3", "fast_open")
+"""Keys that a listener can't change while it is open: another takes its place."""
 
 
 @dataclass(frozen=True, slots=True)

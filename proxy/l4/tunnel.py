@@ -39,6 +39,7 @@ from .relay import Relay
 
 if TYPE_CHECKING:
     from proxy.config import ListenerSection
+    from proxy.config.model import LimitsSection
     from proxy.loop.timers import Timed
     from proxy.observe.access_log import AccessLog
     from proxy.observe.metrics import Snapshot
@@ -408,14 +409,11 @@ class TunnelListener:
     """One `tcp` or `sni` listener of one worker."""
 
     def __init__(
-        self, section: ListenerSection, connection_limit: int, tls: ServerContext | None, worker: Worker
+        self, section: ListenerSection, limits: LimitsSection, tls: ServerContext | None, worker: Worker
     ) -> None:
-        self.section = section
         self.name = section.name
         self.worker = worker
-        self.tls = tls
-        self.connection_limit = connection_limit
-        self.header_timeout = worker.config.limits.header_timeout
+        self.adopt(section, limits, tls)
         self.access_log: AccessLog = worker.access_log
         self.table = RouteTable(())
         self.upstreams: dict[str, UpstreamRuntime] = {}
@@ -437,17 +435,18 @@ class TunnelListener:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.worker.reactor.watch(sock.fileno(), READ, self)
 
-    def route(self, routes: tuple[Route, ...], upstreams: dict[str, UpstreamRuntime]) -> None:
-        """Swap in routes; connections under way keep theirs."""
+    def route(self, routes: tuple[Route, ...], upstreams: dict[str, UpstreamRuntime], *, warm: bool = True) -> None:
+        """Swap in routes; connections under way keep theirs. `warm`: open the upstreams' pools."""
         self.table = RouteTable(routes)
         self.upstreams = upstreams
-        for upstream in {route.upstream for route in routes}:
+        for upstream in {route.upstream for route in routes} if warm else ():
             upstreams[upstream].open_socket_pools(passthrough=self.section.protocol == "sni")
 
-    def adopt(self, section: ListenerSection, connection_limit: int, tls: ServerContext | None) -> None:
-        """A reload changed this listener's settings."""
+    def adopt(self, section: ListenerSection, limits: LimitsSection, tls: ServerContext | None) -> None:
+        """A reload changed this listener's settings: new connections follow them."""
         self.section = section
-        self.connection_limit = connection_limit
+        self.connection_limit = limits.connections
+        self.header_timeout = limits.header_timeout
         self.tls = tls
 
     def on_event(self, fd: int, events: int) -> None:

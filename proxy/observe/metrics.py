@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
 _LE: Final = (*(f"{bound:g}" if bound % 1 else f"{bound:.1f}" for bound in BUCKETS_S), "+Inf")
 HANDSHAKES: Final = ("full", "resumed", "early", "plain")
+PHASES: Final = ("dns", "tcp", "tls")
+"""Of a dial."""
 
 
 class Histogram:
@@ -34,6 +36,11 @@ class Histogram:
         """Count one duration."""
         self.counts[bisect_left(BUCKETS_S, seconds)] += 1
         self.total += seconds
+
+    def add(self, other: Histogram) -> None:
+        """Add what another one counted."""
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
 
 
 class ListenerCounters:
@@ -71,6 +78,25 @@ class PoolCounters:
         self.tcp.observe(seconds[1])
         self.tls.observe(seconds[2])
 
+    def add(self, other: PoolCounters) -> None:
+        """Add what another pool counted."""
+        for handshake, count in other.opened.items():
+            self.opened[handshake] += count
+        self.reused += other.reused
+        self.dial_failures += other.dial_failures
+        for phase in PHASES:
+            getattr(self, phase).add(getattr(other, phase))
+
+    def export(self, snapshot: Snapshot, upstream: str, region: str) -> None:
+        """As samples."""
+        labels = {"upstream": upstream, "region": region}
+        for handshake, count in self.opened.items():
+            snapshot.add("upstream_connections_opened", count, handshake=handshake, **labels)
+        snapshot.add("upstream_connections_reused", self.reused, **labels)
+        snapshot.add("upstream_dial_failures", self.dial_failures, **labels)
+        for phase in PHASES:
+            snapshot.add_histogram("upstream_handshake_seconds", getattr(self, phase), phase=phase, **labels)
+
 
 class UpstreamCounters:
     """What an upstream counts. `retries` by (reason, result), `hedges` by result."""
@@ -82,6 +108,11 @@ class UpstreamCounters:
         self.hedges = {"won": 0, "lost": 0, "denied": 0}
         self.retries: dict[tuple[str, str], int] = {}
         self.drains: dict[tuple[str, str], int] = {}
+
+    def know(self, regions: Iterable[str]) -> None:
+        """A reload may have brought regions; those that went keep what they counted."""
+        for region in regions:
+            self.latency.setdefault(region, Histogram())
 
     def retry(self, reason: str, result: str) -> None:
         """Count a retry, or that it was denied."""
@@ -148,6 +179,13 @@ class Snapshot:
         key = tuple(labels.items())
         counts, total = series.get(key, ([0] * len(histogram.counts), 0.0))
         series[key] = ([a + b for a, b in zip(counts, histogram.counts, strict=True)], total + histogram.total)
+
+    def merge_counted(self, other: Snapshot) -> None:
+        """Add what another one counted, and none of its gauges: of what has ended."""
+        counted = Snapshot()
+        counted.histograms = other.histograms
+        counted.values = {name: series for name, series in other.values.items() if FAMILIES[name][0] == "counter"}
+        self.merge(counted)
 
     def merge(self, other: Snapshot) -> None:
         """Add another process's samples."""

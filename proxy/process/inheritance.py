@@ -65,10 +65,12 @@ def _is_bound_to(sock: socket.socket, address: Address) -> bool:
     return bool(family == sock.family and bound[0] == target[0] and bound[1] == (address.port or bound[1]))
 
 
-def bind(address: Address, fast_open: bool = False) -> socket.socket:
-    """A listening socket. OSError says which address, and what to do."""
+def bind(address: Address, fast_open: bool = False, *, beside: bool = False) -> socket.socket:
+    """A listening socket. OSError says which address, and what to do. `beside`: another socket of ours, with
+    SO_REUSEPORT, may have the port.
+    """
     try:
-        return _bind(address, fast_open)
+        return _bind(address, fast_open, beside)
     except OSError as error:
         hint = ""
         if isinstance(error, PermissionError) and address.port and address.port < 1024:
@@ -76,7 +78,31 @@ def bind(address: Address, fast_open: bool = False) -> socket.socket:
         raise OSError(f"can't listen on {address}: {error.strerror}{hint}") from error
 
 
-def _bind(address: Address, fast_open: bool) -> socket.socket:
+def rebind(address: Address, fast_open: bool, going: Iterable[socket.socket]) -> socket.socket:
+    """A listening socket: that of a listener which goes, where it is bound to this very address (a second one could not
+    be, and what waits in its queue stays), else a new one. OSError as of `bind`.
+    """
+    overlapping = []
+    for sock in going:
+        if (address.path or address.port) and _is_bound_to(sock, address):
+            again = sock.dup()
+            if not address.path:
+                with suppress(OSError):
+                    again.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, FAST_OPEN_QUEUE if fast_open else 0)
+            return again
+        if not address.path and sock.family != socket.AF_UNIX and sock.getsockname()[1] == address.port:
+            overlapping.append(sock)
+    # `0.0.0.0:80` in place of `127.0.0.1:80`, say: for a moment both are bound.
+    for sock in overlapping:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        return bind(address, fast_open, beside=bool(overlapping))
+    finally:
+        for sock in overlapping:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+
+
+def _bind(address: Address, fast_open: bool, beside: bool) -> socket.socket:
     if address.path:
         with suppress(FileNotFoundError):
             if stat.S_ISSOCK(os.stat(address.path).st_mode) and not _answers(address.path):
@@ -93,8 +119,12 @@ def _bind(address: Address, fast_open: bool) -> socket.socket:
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, FAST_OPEN_QUEUE)
     try:
+        if beside:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(target)  # type: ignore[arg-type]
         sock.listen(BACKLOG)
+        if beside:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
     except OSError:
         sock.close()
         raise

@@ -26,9 +26,10 @@ import uvloop
 from proxy.admin.admin import Admin
 from proxy.admin.questions import answer
 from proxy.config import Config, ConfigError, diff, effective_yaml, load_config
+from proxy.config.aside import load_config_aside
+from proxy.loop.background import Background
 from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
-from proxy.net.dial import Background
 from tlscache.certificates import ContextError
 from tlscache.ticket_keys import TicketKeys
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from proxy.config import ConfigDiff
     from tlscache.context import ServerContext
 
 EXIT_OK: Final = 0
@@ -109,6 +111,7 @@ class Program:
         self.exit_code = EXIT_OK
         self._reloads = {"ok": 0, "refused": 0}
         self._done: asyncio.Event
+        self._reloading = asyncio.Lock()
         self._drains: asyncio.Task[None] | None = None
         self.background: Background
         self.admin: Admin
@@ -158,39 +161,48 @@ class Program:
         return effective_yaml(self.config)
 
     async def reload(self) -> dict[str, Any]:
-        """SIGHUP, and POST /reload."""
-        try:
-            config = load_config(self.path)
-            change = diff(self.config, config)
-            wanted = (*change.listeners_added, *change.listeners_rebound)
+        """SIGHUP, and POST /reload. One at a time: whoever asks meanwhile waits, and the file is read again for it."""
+        async with self._reloading:
+            if self.stopping:
+                return self._refused(["the program is stopping"])
             fresh: dict[str, socket.socket] = {}
             try:
-                before = {self.config.listener(name).address: name for name in change.listeners_removed}
-                for name in wanted:
-                    listener = config.listener(name)
-                    renamed = before.get(listener.address)
-                    if renamed is not None and listener.address.port != 0:
-                        fresh[name] = self.sockets[renamed].dup()
-                    else:
-                        fresh[name] = listening.bind(listener.address, listener.fast_open)
+                config = await load_config_aside(self.path)
+                change = diff(self.config, config)
+                fresh = self._sockets_for(config, change)
                 restart = await self.apply(config, fresh)
-            except BaseException:
+            except ConfigError as error:
+                return self._refused([str(fault) for fault in error.faults])
+            except (OSError, ContextError) as error:
                 listening.close_all(fresh.values())
-                raise
-        except ConfigError as error:
-            return self._refused([str(fault) for fault in error.faults])
-        except (OSError, ContextError) as error:
-            return self._refused([str(error)])
-        except Exception as error:
-            self.log.exception("reload_failed")
-            return self._refused([repr(error)])
-        for name in (*change.listeners_removed, *change.listeners_rebound):
-            self.sockets.pop(name).close()
-        self.sockets |= fresh
-        self.config = config
-        self._reloads["ok"] += 1
-        self.log.info("config_reloaded", path=self.path, changed=bool(change), needs_restart=restart)
-        return {"reloaded": True, "restart": restart, "faults": []}
+                return self._refused([str(error)])
+            except Exception as error:
+                listening.close_all(fresh.values())
+                self.log.exception("reload_failed")
+                return self._refused([repr(error)])
+            for name in (*change.listeners_removed, *change.listeners_rebound):
+                self.sockets.pop(name).close()
+            self.sockets |= fresh
+            self.config = config
+            self.admin.token = config.admin.token.value if config.admin.token is not None else None
+            self._reloads["ok"] += 1
+            self.log.info("config_reloaded", path=self.path, changed=bool(change), needs_restart=restart)
+            return {"reloaded": True, "restart": restart, "faults": []}
+
+    def _sockets_for(self, config: Config, change: ConfigDiff) -> dict[str, socket.socket]:
+        """Sockets of added and rebound listeners: where one that goes is bound to the address, the same socket, so that
+        no connection is lost between the two. Raises OSError.
+        """
+        going = [self.sockets[name] for name in (*change.listeners_removed, *change.listeners_rebound)]
+        fresh: dict[str, socket.socket] = {}
+        try:
+            for name in (*change.listeners_added, *change.listeners_rebound):
+                section = config.listener(name)
+                fresh[name] = listening.rebind(section.address, section.fast_open, going)
+        except OSError:
+            listening.close_all(fresh.values())
+            raise
+        return fresh
 
     def _refused(self, faults: list[str]) -> dict[str, Any]:
         self._reloads["refused"] += 1

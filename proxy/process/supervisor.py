@@ -32,7 +32,7 @@ import uvloop
 from proxy.admin.questions import answer
 from proxy.config import Config
 from proxy.exchange import forward
-from proxy.upstream.upstream import client_settings
+from proxy.upstream.reach import client_settings
 from tlscache.context import ClientContext
 
 from . import inheritance as listening

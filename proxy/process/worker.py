@@ -1,8 +1,11 @@
 """One worker: everything that one event loop runs. `server` makes workers; nothing else wires the parts together.
 
-A worker holds a snapshot of the config. A reload builds the next snapshot beside it, and only when all of it could be
-built (files read, sockets bound) swaps it in: listeners and upstreams that did not change stay as they are, with
-their connections and warm pools.
+A worker holds a snapshot of the config. A reload makes everything of the next one that can fail (certificates and
+authorities read, the log opened, listeners opened), and only then swaps it in, in one go that nothing can interrupt:
+listeners and upstreams live on under their names, and what did not change keeps its connections and warm pools.
+
+What a reload removes ends in its own time: a listener leaves when its last connection has ended, an upstream when no
+listener leads to it any more and its last request has ended. Until then they tick, count, and show themselves.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import asyncio
 import os
 import socket
 from dataclasses import replace
+from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,10 +23,11 @@ from proxy.config import Config, diff
 from proxy.downstream.listener import Listener
 from proxy.http.h1 import H1Limits
 from proxy.l4.tunnel import TunnelListener
+from proxy.loop.background import Background
 from proxy.loop.reactor import Reactor
 from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
-from proxy.net.dial import Background, Resolver
+from proxy.net.resolver import Resolver
 from proxy.observe.access_log import AccessLog
 from proxy.observe.metrics import Snapshot
 from proxy.upstream.sessions import Sessions
@@ -32,10 +37,10 @@ from tlscache.context import CertificatePair, ServerContext, ServerSettings
 from .rehearsal import rehearse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from proxy.config import ListenerSection
+    from proxy.config import ConfigDiff, ListenerSection
     from routing.model import Upstream
     from tlscache.ticket_keys import TicketKeys
 
@@ -74,13 +79,14 @@ class Worker:
         self.sessions = Sessions.open(config, worker_count(config), log)
         self.listeners: dict[str, AnyListener] = {}
         self.upstreams: dict[str, UpstreamRuntime] = {}
-        self.retired: list[UpstreamRuntime] = []
+        self.leaving_listeners: list[AnyListener] = []
+        self.leaving_upstreams: list[UpstreamRuntime] = []
+        self.departed = Snapshot()  # what those counted that have left
         self.contexts = contexts if contexts is not None else server_contexts(config, ticket_keys)
         self.ticket_keys = ticket_keys
         self.ready = asyncio.Event()
         self.stopping = False
         self.started_at = monotonic()
-        self.reloads = {"ok": 0, "refused": 0}
         self._tick_handle: asyncio.TimerHandle | None = None
         self._next_measure = 0.0
         self._next_certificates = 0.0
@@ -98,7 +104,6 @@ class Worker:
         self._rehearse()
         for section in self.config.listeners:
             await self._open_listener(section, sockets[section.name])
-        self._route_listeners()
         self.loop.call_later(READY_WAIT_S, self._become_ready, "some endpoints could not be reached yet")
         self.on_warm()
         self._tick()
@@ -110,7 +115,7 @@ class Worker:
                 model = self.config.routing(route.upstream)
                 region = replace(model.regions[0], endpoints=model.regions[0].endpoints[:1], standby=False)
                 upstream = self._new_upstream(self.config, route.upstream, replace(model, regions=(region,)))
-                listener = self._new_http_listener(section)
+                listener = self._new_http_listener(self.config, section, self.contexts)
                 listener.access_log = AccessLog("")
                 listener.tls, listener.proxy_protocol = None, False  # requests alone are rehearsed
                 rehearse(listener, upstream, route)
@@ -125,7 +130,6 @@ class Worker:
             reactor=self.reactor,
             background=self.background,
             resolver=self.resolver,
-            limits=H1Limits(header_bytes=256 * 1024, headers=1024),  # what origins send is bounded too, more generously
             sessions=self.sessions,
             log=self.log,
             on_warm=self.on_warm,
@@ -135,18 +139,28 @@ class Worker:
         await self.sessions.prefetch([wanted for upstream in upstreams for wanted in upstream.sessions_wanted()])
 
     async def _open_listener(self, section: ListenerSection, sock: socket.socket) -> None:
-        if section.protocol == "http":
-            listener = self._new_http_listener(section)
-            server = await self.loop.create_server(listener.accept, sock=sock, backlog=BACKLOG)
-            listener.servers.append(server)
-            self.listeners[section.name] = listener
-        else:
-            tunnel = TunnelListener(section, self.config.limits.connections, self.contexts.get(section.name), self)
-            tunnel.open(sock)
-            self.listeners[section.name] = tunnel
+        listener = self.listeners[section.name] = self._new_listener(self.config, section, self.contexts)
+        listener.route(self.config.routes(section), self.upstreams)
+        await self._open(listener, sock)
 
-    def _new_http_listener(self, section: ListenerSection) -> Listener:
-        limits = self.config.limits
+    async def _open(self, listener: AnyListener, sock: socket.socket) -> None:
+        """Begin to accept. OSError where the socket can't."""
+        if isinstance(listener, Listener):
+            listener.servers.append(await self.loop.create_server(listener.accept, sock=sock, backlog=BACKLOG))
+        else:
+            listener.open(sock)
+
+    def _new_listener(
+        self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext]
+    ) -> AnyListener:
+        if section.protocol == "http":
+            return self._new_http_listener(config, section, contexts)
+        return TunnelListener(section, config.limits, contexts.get(section.name), self)
+
+    def _new_http_listener(
+        self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext]
+    ) -> Listener:
+        limits = config.limits
         return Listener(
             section.name,
             turn=self.turn,
@@ -156,14 +170,10 @@ class Worker:
             limits=H1Limits(header_bytes=limits.header_bytes, headers=limits.headers, body_bytes=limits.body_bytes),
             header_timeout=limits.header_timeout,
             connection_limit=limits.connections,
-            tls=self.contexts.get(section.name),
+            tls=contexts.get(section.name),
             proxy_protocol=section.proxy_protocol,
             trusted=section.trusted,
         )
-
-    def _route_listeners(self) -> None:
-        for section in self.config.listeners:
-            self.listeners[section.name].route(self.config.routes(section), self.upstreams)
 
     def on_warm(self) -> None:
         """A first-round dial ended."""
@@ -189,14 +199,16 @@ class Worker:
         self._tick_handle = self.loop.call_later(TICK_S, self._tick)
         self.turn.begin()
         try:
-            for upstream in self.upstreams.values():
+            for upstream in self._every_upstream():
                 upstream.tick(now)
             if now >= self._next_measure:
                 self._next_measure = now + MEASURE_S
-                for upstream in self.upstreams.values():
+                for upstream in self._every_upstream():
                     upstream.measure(now)
-                for listener in self.listeners.values():
+                for listener in self._every_listener():
                     listener.tick()
+                if self.leaving_listeners or self.leaving_upstreams:
+                    self._let_go()
             if now >= self._next_certificates:
                 self._next_certificates = now + CERTIFICATES_S
                 self._reload_certificates()
@@ -219,37 +231,76 @@ class Worker:
         """Swap in another config. `sockets` has those of added and rebound listeners. Returns the keys that need a
         restart.
 
-        Raises (OSError, ContextError) before anything has changed.
+        Raises (OSError, ContextError) before anything has changed. The caller lets one reload run at a time.
         """
         change = diff(self.config, config)
         contexts = server_contexts(config, self.ticket_keys, self._kept_contexts(config))
-        upstreams: dict[str, UpstreamRuntime] = {}
-        fresh: list[UpstreamRuntime] = []
-        for name in config.upstreams:
-            if name in change.upstreams_unchanged:
-                upstreams[name] = self.upstreams[name]
-            else:
-                upstreams[name] = self._new_upstream(config, name)
-                fresh.append(upstreams[name])
-        self.sessions.resize(config)
-        await self._prefetch_sessions(fresh)
-        self.config = config
-        self.contexts = contexts
-        for upstream in fresh:
-            if (old := self.upstreams.get(upstream.name)) is not None:
-                upstream.carry_over(old)
-        for name, old in self.upstreams.items():
-            if upstreams.get(name) is not old:
-                old.close()
-        self.upstreams = upstreams
-        await self._reload_listeners(config, sockets, (*change.listeners_removed, *change.listeners_rebound))
+        kept = {name: self.upstreams[name] for name in config.upstreams if name in self.upstreams}
+        reaches = {name: kept[name].prepare(config.upstreams[name]) for name in change.upstreams_changed}
+        added = {name: self._new_upstream(config, name) for name in change.upstreams_added}
+        upstreams = {**kept, **added}
+        access_log = self.access_log
         if "access_log" in change.other:
-            self.access_log.close()
-            self.access_log = _access_log(config)
-            self.access_log.start(self.loop)
-            for listener in self.listeners.values():
-                listener.access_log = self.access_log
+            access_log = _access_log(config)
+            access_log.start(self.loop)
+        opened: dict[str, AnyListener] = {}
+        try:
+            await self._prefetch_sessions(added.values())
+            for name in (*change.listeners_added, *change.listeners_rebound):
+                section = config.listener(name)
+                fresh = opened[name] = self._new_listener(config, section, contexts)
+                fresh.access_log = access_log
+                fresh.route(config.routes(section), upstreams, warm=False)
+                await self._open(fresh, sockets[name])
+        except BaseException:
+            for fresh in opened.values():
+                fresh.stop_accepting()
+                fresh.abort()
+            for upstream in added.values():
+                upstream.close()
+            if access_log is not self.access_log:
+                access_log.close()
+            raise
+        for name, reach in reaches.items():
+            kept[name].adopt(config.routing(name), config.upstreams[name], reach)
+        self._swap(config, change, contexts, upstreams, opened, access_log)
         return list(change.restart)
+
+    def _swap(
+        self,
+        config: Config,
+        change: ConfigDiff,
+        contexts: dict[str, ServerContext],
+        upstreams: dict[str, UpstreamRuntime],
+        opened: dict[str, AnyListener],
+        access_log: AccessLog,
+    ) -> None:
+        """The reload's second half: nothing here can fail, and nothing else runs meanwhile."""
+        self.config, self.contexts = config, contexts
+        self.leaving_upstreams += [self.upstreams[name] for name in change.upstreams_removed]
+        self.upstreams = upstreams
+        if access_log is self.access_log:
+            access_log.reopen()  # the file may have been renamed
+        else:
+            before, self.access_log = self.access_log, access_log
+            for listener in self._every_listener():
+                listener.access_log = access_log
+            before.close()
+        for name in (*change.listeners_removed, *change.listeners_rebound):
+            self._close_listener(self.listeners.pop(name))
+        for section in config.listeners:
+            name = section.name
+            if name in opened:  # made from this config
+                listener = self.listeners[name] = opened[name]
+            else:
+                listener = self.listeners[name]
+                if isinstance(listener, Listener):
+                    listener.adopt(self._new_http_listener(config, section, contexts))
+                else:
+                    listener.adopt(section, config.limits, contexts.get(name))
+            listener.route(config.routes(section), upstreams)
+        self.sessions.resize(config)
+        self._let_go()
 
     def _kept_contexts(self, config: Config) -> dict[str, ServerContext]:
         old = {section.name: section.tls for section in self.config.listeners}
@@ -257,22 +308,31 @@ class Worker:
             s.name: self.contexts[s.name] for s in config.listeners if s.tls is not None and s.tls == old.get(s.name)
         }
 
-    async def _reload_listeners(self, config: Config, sockets: dict[str, socket.socket], gone: tuple[str, ...]) -> None:
-        for name in gone:
-            self._close_listener(self.listeners.pop(name))
-        for section in config.listeners:
-            listener = self.listeners.get(section.name)
-            if listener is None:
-                await self._open_listener(section, sockets[section.name])
-            elif isinstance(listener, Listener):
-                listener.adopt(self._new_http_listener(section))
-            else:
-                listener.adopt(section, config.limits.connections, self.contexts.get(section.name))
-        self._route_listeners()
-
     def _close_listener(self, listener: AnyListener) -> None:
         listener.stop_accepting()
+        self.turn.begin()
         listener.drain()
+        self.turn.end()
+        self.leaving_listeners.append(listener)
+
+    def _let_go(self) -> None:
+        """What has nothing left to do ends; what it counted stays counted."""
+        for listener in [one for one in self.leaving_listeners if one.drained.is_set()]:
+            self.leaving_listeners.remove(listener)
+            listener.export(self.departed)
+        led_to = [listener.upstreams for listener in self.leaving_listeners]
+        for upstream in list(self.leaving_upstreams):
+            if upstream.idle and not any(upstream in upstreams.values() for upstreams in led_to):
+                self.leaving_upstreams.remove(upstream)
+                upstream.close()
+                upstream.export(self.departed, monotonic())
+
+    def _every_listener(self) -> Iterator[AnyListener]:
+        """Those of the config, and those that leave."""
+        return chain(self.listeners.values(), self.leaving_listeners)
+
+    def _every_upstream(self) -> Iterator[UpstreamRuntime]:
+        return chain(self.upstreams.values(), self.leaving_upstreams)
 
     # -- stopping ----------------------------------------------------------------------------------
 
@@ -289,9 +349,9 @@ class Worker:
         left = 0
         try:
             async with asyncio.timeout(deadline_s):
-                await asyncio.gather(*(listener.drained.wait() for listener in self.listeners.values()))
+                await asyncio.gather(*(listener.drained.wait() for listener in self._every_listener()))
         except TimeoutError:
-            left = sum(listener.abort() for listener in self.listeners.values())
+            left = sum(listener.abort() for listener in self._every_listener())
         return left
 
     async def close(self) -> None:
@@ -299,10 +359,10 @@ class Worker:
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self.turn.begin()
-        for listener in self.listeners.values():
+        for listener in self._every_listener():
             listener.stop_accepting()
             listener.abort()
-        for upstream in self.upstreams.values():
+        for upstream in self._every_upstream():
             upstream.close()
         self.turn.end()
         await self.background.close()
@@ -316,9 +376,10 @@ class Worker:
     def snapshot(self) -> Snapshot:
         """Everything that `/metrics` shows of this worker."""
         snapshot = Snapshot()
-        for listener in self.listeners.values():
+        snapshot.merge_counted(self.departed)
+        for listener in self._every_listener():
             listener.export(snapshot)
-        for upstream in self.upstreams.values():
+        for upstream in self._every_upstream():
             upstream.export(snapshot, monotonic())
         self.sessions.export(snapshot)
         snapshot.add("access_log_dropped", self.access_log.dropped)
@@ -332,7 +393,7 @@ class Worker:
             "ready": self.ready.is_set(),
             "uptime_s": round(now - self.started_at, 1),
             "tls_sessions": self.sessions.counts(),
-            "listeners": [listener.status() for listener in self.listeners.values()],
+            "listeners": [listener.status() for listener in self._every_listener()],
             "upstreams": {
                 name: upstream.add_sessions(upstream_status(upstream, now)) for name, upstream in self.upstreams.items()
             },

@@ -67,6 +67,7 @@ class ClientConnection(Connection):
         "lent",
         "may_carry",
         "offered",
+        "peer",
         "ping_since",
         "pinged_at",
         "pool",
@@ -74,6 +75,7 @@ class ClientConnection(Connection):
         "request_offset",
         "seconds",
         "sessions",
+        "stale",
         "state",
         "unanswered_since",
         "uses",
@@ -95,6 +97,8 @@ class ClientConnection(Connection):
         self.handshake = "plain"
         self.seconds = (0.0, 0.0, 0.0)
         self.uses = 0
+        self.peer = ""  # the address that it leads to; "": none (a Unix socket)
+        self.stale = False  # the endpoint's name no longer has that address
         self.idle_since = 0.0
         self.expires = 0.0
         self.unanswered_since = 0.0  # all that the peer has not acknowledged was written after that; 0.0: nothing
@@ -114,6 +118,9 @@ class ClientConnection(Connection):
         """The socket is connected: shake hands, or be ready."""
         transport = cast("asyncio.Transport", transport)
         self.transport = transport
+        peer = transport.get_extra_info("peername")
+        if isinstance(peer, tuple):
+            self.peer = peer[0]
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         self._handshaking_since = monotonic()
         engine = self.engine

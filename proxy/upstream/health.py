@@ -26,8 +26,10 @@ from proxy.http.message import RequestHead, ResponseHead
 from proxy.http.stream import StreamHandler
 
 from .connection import State
+from .pool import replaced
 
 if TYPE_CHECKING:
+    from proxy.config.sections import HealthSection
     from proxy.http.message import Fields
     from routing.balancer import EndpointState
 
@@ -94,10 +96,11 @@ class Health:
     def __init__(self, upstream: UpstreamRuntime) -> None:
         self._upstream = upstream
         self._section = upstream.section.health
-        self._checks: dict[int, ClientConnection] = {}
-        self._probing: set[int] = set()
-        self._next_check: dict[int, float] = {}
-        self._checking: set[int] = set()
+        self._checks: dict[EndpointState, ClientConnection] = {}
+        self._probing: set[EndpointState] = set()
+        self._next_check: dict[EndpointState, float] = {}
+        self._checking: set[EndpointState] = set()
+        self._closed = False
 
     # -- every tick --------------------------------------------------------------------------------
 
@@ -109,25 +112,24 @@ class Health:
             self._probe(target, links)
         section = self._section
         for target in upstream.balancer.endpoints:
-            index = id(target)
-            due = self._next_check.get(index)
+            due = self._next_check.get(target)
             if due is None:
                 first = section.interval if section is not None else QUIET_S
-                self._next_check[index] = now + first * random.random()
+                self._next_check[target] = now + first * random.random()
             elif now >= due:
                 if section is not None:
-                    self._next_check[index] = now + section.interval * random.uniform(0.9, 1.1)
-                    if index not in self._checking:
-                        self._checking.add(index)
+                    self._next_check[target] = now + section.interval * random.uniform(0.9, 1.1)
+                    if target not in self._checking:
+                        self._checking.add(target)
                         upstream.background.start(self._check(target, links), f"check {target.endpoint}")
                 else:
-                    self._next_check[index] = now + QUIET_S * random.uniform(0.8, 1.2)
+                    self._next_check[target] = now + QUIET_S * random.uniform(0.8, 1.2)
                     if target.region.quiet(now):
                         self._probe(target, links)
 
     def _watch_unanswered(self, now: float) -> None:
         balancer = self._upstream.balancer
-        for pool in self._upstream.pools:
+        for pool in self._upstream.every_pool():
             target = pool.target
             rtt = target.floor.value
             suspect = SUSPECT_S + SUSPECT_ROUND_TRIPS * rtt
@@ -159,9 +161,8 @@ class Health:
     # -- probes ------------------------------------------------------------------------------------
 
     def _probe(self, target: EndpointState, links: bool) -> None:
-        index = id(target)
-        if index not in self._probing:
-            self._probing.add(index)
+        if target not in self._probing:
+            self._probing.add(target)
             self._upstream.background.start(self._run_probe(target, links), f"probe {target.endpoint}")
 
     async def _run_probe(self, target: EndpointState, links: bool) -> None:
@@ -170,21 +171,25 @@ class Health:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 elapsed = await self._dial(target, links)
         except (ProxyError, TimeoutError):
-            self._upstream.balancer.observe_probe(target, monotonic(), False, monotonic() - started)
+            self._tell(target, False, monotonic() - started)
         else:
-            self._upstream.balancer.observe_probe(target, monotonic(), True, elapsed)
+            if elapsed is not None:
+                self._tell(target, True, elapsed)
         finally:
-            self._probing.discard(id(target))
+            self._probing.discard(target)
 
-    async def _dial(self, target: EndpointState, links: bool) -> float:
-        """Open a connection and keep it warm. Returns one round trip of it, in seconds."""
-        if links:
-            future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-            self._upstream.socket_pool(target, passthrough=False).probe(future)
-            return await future
-        connection: ClientConnection = await target.pool.connect()
-        target.pool.adopt(connection)
-        return max(connection.seconds[1], 1e-6)
+    def _tell(self, target: EndpointState, ok: bool, seconds: float) -> None:
+        """Routing hears of it, unless a reload took the endpoint away meanwhile."""
+        if not self._closed and target in self._upstream.balancer.endpoints:
+            self._upstream.balancer.observe_probe(target, monotonic(), ok, seconds)
+
+    async def _dial(self, target: EndpointState, links: bool) -> float | None:
+        """Open a connection and keep it warm. Returns one round trip of it, in seconds; None where there is no room."""
+        if not links:
+            return await self._upstream.pool_of(target).probe()
+        future: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+        self._upstream.socket_pool(target, passthrough=False).probe(future)
+        return await future
 
     # -- checks ------------------------------------------------------------------------------------
 
@@ -196,48 +201,59 @@ class Health:
         try:
             async with asyncio.timeout(section.timeout):
                 if links or (section.path is None and section.grpc is None):
-                    await self._dial(target, links)
+                    if await self._dial(target, links) is None:
+                        return  # every connection is busy: their answers say more
                     ok = True
                 elif section.path is None:
                     ok = await self._call(target, section.grpc or "")
                 else:
                     ok = section.expects(await self._ask(target, section.path.encode()))
         except (ProxyError, TimeoutError):
-            connection = self._checks.pop(id(target), None)
+            connection = self._checks.pop(target, None)
             if connection is not None:
                 connection.abort()
         finally:
-            self._checking.discard(id(target))
+            self._checking.discard(target)
         # A check is a request and its answer: one round trip and some service time, like the requests that routing
         # measures.
-        self._upstream.balancer.observe_probe(target, monotonic(), ok, monotonic() - started)
+        self._tell(target, ok, monotonic() - started)
 
     async def _ask(self, target: EndpointState, path: bytes) -> int:
-        authority = self._upstream.authority(target.endpoint)
-        head = RequestHead(b"GET", path, authority, [(b"user-agent", _AGENT)], {}, scheme=self._upstream.scheme)
+        authority = self._upstream.reach.authority(target.endpoint)
+        head = RequestHead(b"GET", path, authority, [(b"user-agent", _AGENT)], {}, scheme=self._upstream.reach.scheme)
         return await (await self._send(target, head, b"")).done
 
     async def _call(self, target: EndpointState, service: str) -> bool:
         """Whether grpc.health.v1 says that the service is SERVING."""
         body = grpc.health_request(service)
         fields = [(b"user-agent", _AGENT), (b"content-type", grpc.CONTENT_TYPE)]
-        authority = self._upstream.authority(target.endpoint)
+        authority = self._upstream.reach.authority(target.endpoint)
         head = RequestHead(
-            b"POST", grpc.HEALTH_PATH, authority, fields, {}, scheme=self._upstream.scheme, content_length=len(body)
+            b"POST",
+            grpc.HEALTH_PATH,
+            authority,
+            fields,
+            {},
+            scheme=self._upstream.reach.scheme,
+            content_length=len(body),
         )
         head.te_trailers = True
         check = await self._send(target, head, body)
         return await check.done == 200 and (b"grpc-status", b"0") in check.trailers and grpc.is_serving(check.body)
 
     async def _send(self, target: EndpointState, head: RequestHead, body: bytes) -> Check:
-        connection = self._checks.get(id(target))
+        pool = self._upstream.pool_of(target)
+        connection = self._checks.get(target)
         if connection is None or connection.transport is None or not connection.codec.can_open:
             if connection is not None:
                 connection.abort()
-            connection = await target.pool.connect()
+            connection = await pool.connect()
             if connection.state is State.READY:
                 connection.state = State.APART
-            self._checks[id(target)] = connection
+            if self._closed or pool.closed:  # while it was being opened: nobody would ever close it
+                connection.abort()
+                raise replaced(target.endpoint)
+            self._checks[target] = connection
         check = Check()
         turn = self._upstream.turn
         turn.begin()
@@ -255,8 +271,21 @@ class Health:
         for connection in self._checks.values():
             connection.codec.tick()
 
+    def adopt(self, section: HealthSection | None) -> None:
+        """A reload: other checks, or other endpoints."""
+        endpoints = set(self._upstream.balancer.endpoints)
+        changed = section != self._section
+        self._section = section
+        for target, connection in list(self._checks.items()):
+            if changed or target not in endpoints or connection.pool.closed:
+                self._checks.pop(target).abort()
+        for target in list(self._next_check):
+            if changed or target not in endpoints:
+                del self._next_check[target]
+
     def close(self) -> None:
         """No more checks."""
+        self._closed = True
         for connection in self._checks.values():
             connection.abort()
         self._checks.clear()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.loop.timers import Timed
-    from proxy.net.dial import SockAddress
+    from proxy.net.resolver import SockAddress
     from tlscache.engine import TLSEngine
     from tlscache.session import Session
 
@@ -126,6 +126,17 @@ class Link:
         self._watch(WRITE)
         pool.upstream.timers.set(self, self.born + pool.settings.connect_s, self.born)
 
+    @property
+    def peer_host(self) -> str:
+        """The address that it leads to; "" where it leads nowhere."""
+        if self.sock is None:
+            return ""
+        try:
+            name = self.sock.getpeername()
+        except OSError:
+            return ""
+        return str(name[0]) if isinstance(name, tuple) else ""
+
     def adopt(self, sock: socket.socket, seconds: float) -> None:
         """A socket that was connected elsewhere (several addresses raced), in so many seconds."""
         self.sock = sock
@@ -196,7 +207,7 @@ class Link:
             return
         if not data:
             engine.receive_eof()
-            self._fail(self.pool.upstream.tls_error(self.pool.target.endpoint, engine))
+            self._fail(self.pool.reach.tls_error(self.pool.target.endpoint, engine))
             return
         self.early += engine.receive(data)
         self._send(engine.data_to_send())
@@ -208,7 +219,7 @@ class Link:
                     self.seconds, _, _ = tcp_info(sock)  # the SYN went with the ClientHello
                 self._ready()
         elif engine.state is not TLSState.HANDSHAKING:
-            self._fail(self.pool.upstream.tls_error(self.pool.target.endpoint, engine))
+            self._fail(self.pool.reach.tls_error(self.pool.target.endpoint, engine))
 
     def _send(self, data: bytes) -> None:
         data = self._unsent + data

@@ -16,7 +16,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from proxy.errors import Kind, ProxyError
-from proxy.net.dial import open_socket
 from proxy.observe.metrics import PoolCounters
 
 from .link import Link, State
@@ -25,13 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.loop.reactor import Reactor
-    from proxy.net.dial import SockAddress
+    from proxy.net.resolver import SockAddress
     from proxy.observe.metrics import Snapshot
     from routing.balancer import EndpointState
     from routing.model import Endpoint
     from tlscache.engine import TLSEngine
 
     from .pool import PoolSettings
+    from .reach import Reach
     from .sessions import EndpointSessions
     from .upstream import UpstreamRuntime
 
@@ -45,16 +45,21 @@ class SocketPool:
     """Warm links to one endpoint."""
 
     def __init__(
-        self, upstream: UpstreamRuntime, target: EndpointState, settings: PoolSettings, reactor: Reactor, tls: bool
+        self,
+        upstream: UpstreamRuntime,
+        target: EndpointState,
+        settings: PoolSettings,
+        reach: Reach,
+        counters: PoolCounters,
+        tls: bool,
     ) -> None:
         self.upstream = upstream
         self.target = target
-        self.settings = settings
-        self.reactor = reactor
+        self.reactor: Reactor = upstream.reactor
         self.tls = tls
-        self.socket_options = upstream.tls_socket_options if tls else upstream.socket_options
         self._address = _fixed_address(target.endpoint)
-        self.counters = PoolCounters()
+        self._addresses: list[SockAddress] | None = None  # of a name, as links follow it
+        self.counters = counters
         self.idle: list[Link] = []
         self.dialling = 0
         self.open = 0
@@ -64,12 +69,25 @@ class SocketPool:
         self._lent: deque[tuple[float, TLSEngine, EndpointSessions]] = deque(maxlen=LENT_MAX)
         self._failures = 0
         self._refill_at = 0.0
-        header = upstream.section.proxy_protocol != "off"
-        # A PROXY header stands before the handshake, and names the client.
-        self.warm = 0 if header and tls else settings.warm
+        self._set(settings, reach)
 
     def __repr__(self) -> str:
         return f"<SocketPool {self.target.endpoint}: {len(self.idle)} idle, {self.open} open, {self.dialling} dialling>"
+
+    def _set(self, settings: PoolSettings, reach: Reach) -> None:
+        self.settings = settings
+        self.reach = reach
+        self.socket_options = reach.tls_socket_options if self.tls else reach.socket_options
+        # A PROXY header stands before the handshake, and names the client.
+        self.warm = 0 if reach.proxy_protocol != "off" and self.tls else settings.warm
+
+    def adopt(self, settings: PoolSettings, reach: Reach) -> None:
+        """A reload changed how many links there are, or how long they live: those that exist stay."""
+        older = self.settings.max_age_s - settings.max_age_s
+        for link in self.idle:
+            link.expires -= older
+        self._set(settings, reach)
+        self._refill_at = 0.0
 
     def start(self) -> None:
         """Dial the warm links."""
@@ -101,12 +119,12 @@ class SocketPool:
     def dial(self, on_done: Callable[[Link], None], preface: bytes = b"", *, resume: bool = True) -> Link:
         """A new link for the caller; `on_done` is called once it is ready or has failed (`error`)."""
         endpoint = self.target.endpoint
-        sessions = self.upstream.sessions_of(endpoint) if self.tls else None
+        sessions = self.reach.sessions_of(endpoint) if self.tls else None
         link = Link(self, on_done, preface, sessions, resume)
         address = self._address
         if address is None:
-            known = self.upstream.resolver.known(endpoint.host, endpoint.port)
-            if known is None or len(known) > 1:
+            known = self.reach.addresses(endpoint)
+            if known is None or len(known) > 1 or self.reach.is_old(endpoint):
                 self.upstream.background.start(self._dial_slowly(link), f"dial {endpoint}")
                 return link
             address = known[0]
@@ -118,7 +136,7 @@ class SocketPool:
         endpoint, limit_s = self.target.endpoint, self.settings.connect_s
         try:
             async with asyncio.timeout(limit_s):
-                sock, _, seconds = await open_socket(endpoint, self.upstream.resolver, self.socket_options)
+                sock, _, seconds = await self.reach.open_socket(endpoint, self.socket_options)
         except ProxyError as error:
             link.fail(error)
         except TimeoutError:
@@ -156,8 +174,16 @@ class SocketPool:
         self.target.ready += 1
         link.rest()
 
-    def probe(self, future: asyncio.Future[float]) -> None:
-        """Dial once; the link stays warm. The future gets the seconds that the dial took, or its ProxyError."""
+    def probe(self, future: asyncio.Future[float | None]) -> None:
+        """Dial once; the link stays warm. The future gets the seconds that the dial took, or its ProxyError; None where
+        `max_connections` leaves no room.
+        """
+        if self.open + len(self.idle) + self.dialling >= self.settings.max_connections:
+            if not self.idle:
+                future.set_result(None)
+                return
+            self.target.ready -= 1
+            self.idle.pop(0).close()
 
         def done(link: Link) -> None:
             self.dialling -= 1
@@ -218,8 +244,22 @@ class SocketPool:
         for _ in range(min(room, self.warm - len(self.idle) - self.dialling)):
             self._refill_one()
 
+    def _follow_name(self, now: float) -> None:
+        """Links to addresses that the endpoint's name no longer has are replaced one by one."""
+        addresses = self.reach.addresses(self.target.endpoint) if self._address is None else None
+        if addresses is None or addresses is self._addresses:
+            return
+        known, self._addresses = self._addresses, addresses
+        if known is None or known == addresses:
+            return
+        hosts = {address[0] for _, address in addresses}
+        for link in self.idle:
+            if link.peer_host not in hosts:
+                link.expires = 0.0
+
     def tick(self, now: float) -> None:
         """Now and then: replace what is old, refill."""
+        self._follow_name(now)
         for link in [one for one in self.idle if now > one.expires]:
             self.idle.remove(link)
             self.target.ready -= 1
@@ -245,21 +285,13 @@ class SocketPool:
         while lent and now > lent[0][0]:
             lent.popleft()
         if self.tls and len(self.idle) >= self.warm > 0 and not self.dialling and not self.closed:
-            held = self.upstream.sessions_of(self.target.endpoint)
+            held = self.reach.sessions_of(self.target.endpoint)
             if held is not None and held.lacks_tickets(self.warm, now):
                 self._refill_one(resume=False)
 
     def export(self, snapshot: Snapshot, upstream: str) -> None:
         """This pool's samples."""
         region, endpoint = self.target.region.name, str(self.target.endpoint)
-        for handshake, count in self.counters.opened.items():
-            snapshot.add("upstream_connections_opened", count, upstream=upstream, region=region, handshake=handshake)
-        snapshot.add("upstream_connections_reused", self.counters.reused, upstream=upstream, region=region)
-        snapshot.add("upstream_dial_failures", self.counters.dial_failures, upstream=upstream, region=region)
-        for phase, histogram in (("tcp", self.counters.tcp), ("tls", self.counters.tls)):
-            snapshot.add_histogram(
-                "upstream_handshake_seconds", histogram, upstream=upstream, region=region, phase=phase
-            )
         snapshot.add("upstream_pool_idle", len(self.idle), upstream=upstream, region=region, endpoint=endpoint)
         snapshot.add("connections_open", self.open + len(self.idle), side="upstream", upstream=upstream)
 
@@ -270,6 +302,11 @@ class SocketPool:
             self.target.ready -= 1
             link.close()
         self.idle.clear()
+
+    @property
+    def over(self) -> bool:
+        """Closed, and nothing is under way any more."""
+        return self.closed and not self.open and not self.dialling
 
 
 def _fixed_address(endpoint: Endpoint) -> SockAddress | None:

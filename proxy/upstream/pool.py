@@ -13,6 +13,10 @@ Rules:
 - Bounds: `max_connections` open or being dialled; `WAITERS_MAX` attempts waiting, beyond that POOL_FULL at once.
 - A failed dial fails one waiter (all, where nothing else could ever serve them). Refilling backs off; waiting
   requests dial at once.
+- Connections follow their endpoint's name: those to an address that it no longer has serve on until the replacements
+  are ready, and go.
+- A reload keeps the pool (`adopt`) where its connections would be made in the same way; else another takes its place
+  and its waiters (`hand_over`), and this one ends with the requests that it carries.
 """
 
 from __future__ import annotations
@@ -30,17 +34,20 @@ import msgspec
 from proxy.errors import Kind, ProxyError
 from proxy.exchange.attempt import Attempt
 from proxy.http.connection import socket_of, tcp_info
-from proxy.net.dial import SocketOptions, is_deferred, open_socket
+from proxy.net.dial import is_deferred
 from proxy.observe.metrics import PoolCounters
 
 from .connection import ClientConnection, State
 
 if TYPE_CHECKING:
     from proxy.http.stream import Codec
+    from proxy.net.resolver import SockAddress
     from proxy.observe.metrics import Snapshot
     from routing.balancer import EndpointState
+    from routing.model import Endpoint
     from tlscache.engine import TLSEngine
 
+    from .reach import Reach
     from .upstream import UpstreamRuntime
 
 WAITERS_MAX: Final = 4096
@@ -77,6 +84,11 @@ class PoolSettings:
     """How many requests a connection takes at once, as far as that is known before there is one."""
 
 
+def replaced(endpoint: Endpoint) -> ProxyError:
+    """Why a request can't have a connection to an endpoint that a reload took away: it may go anywhere else."""
+    return ProxyError(Kind.REPLACED, f"{endpoint} is not in the configuration any more", unprocessed=True)
+
+
 def target_size(busy: int, rise_per_s: float, dial_s: float, settings: PoolSettings) -> int:
     """How many connections there should be, busy ones included.
 
@@ -90,14 +102,21 @@ def target_size(busy: int, rise_per_s: float, dial_s: float, settings: PoolSetti
 class Pool:
     """The connections to one endpoint, in one worker."""
 
-    def __init__(self, upstream: UpstreamRuntime, target: EndpointState, settings: PoolSettings) -> None:
+    def __init__(
+        self,
+        upstream: UpstreamRuntime,
+        target: EndpointState,
+        settings: PoolSettings,
+        reach: Reach,
+        counters: PoolCounters,
+    ) -> None:
         self.upstream = upstream
         self.target = target
         self.settings = settings
+        self.reach = reach
         names = {"upstream": upstream.name, "region": target.region.name, "endpoint": str(target.endpoint)}
         self.log_target = msgspec.json.encode(names)[1:-1]  # as it stands in every line of the access log
-        self.limits = upstream.codec_limits
-        self.counters = PoolCounters()
+        self.counters = counters
         self.idle: list[ClientConnection] = []
         self.shared: list[ClientConnection] = []  # multiplexed ones, idle or in use, that take new streams
         self.connections: set[ClientConnection] = set()  # every ready one
@@ -106,6 +125,8 @@ class Pool:
         self.waiters: deque[Attempt] = deque()
         self.upgrades: deque[Attempt] = deque()  # wait until a shared connection's peer has said whether it takes them
         self.ping_every_s = settings.keepalive_s
+        self._addresses: list[SockAddress] | None = None  # of the endpoint's name, as connections follow it
+        self._stale_since = 0.0  # connections to addresses that the name no longer has wait for replacements since then
         self._parting: list[ClientConnection] = []  # probes' surplus, for `PARTING_S`
         self.closed = False
         self.last_error: ProxyError | None = None
@@ -159,7 +180,10 @@ class Pool:
                 self.refill()  # the next connection, ahead of the limit
             attempt.on_connection(shared)
             return
-        if self.closed or len(self.waiters) >= WAITERS_MAX:
+        if self.closed:
+            attempt.on_no_connection(replaced(self.target.endpoint))
+            return
+        if len(self.waiters) >= WAITERS_MAX:
             attempt.on_no_connection(
                 ProxyError(
                     Kind.POOL_FULL,
@@ -213,10 +237,10 @@ class Pool:
             attempt.on_connection(best)
         elif hope and len(self.upgrades) < WAITERS_MAX:
             self.upgrades.append(attempt)
-        elif not self.upstream.dials_apart:
+        elif not self.reach.dials_apart:
             text = f"{self.target.endpoint} takes no upgrades over the version that its connections speak"
             attempt.on_no_connection(ProxyError(Kind.UPGRADE_FAILED, text, unprocessed=True))
-        elif self.closed or len(self.connections) + self.dialling >= self.settings.max_connections:
+        elif len(self.connections) + self.dialling >= self.settings.max_connections:
             text = f"{self.target.endpoint}: no room for one more connection"
             attempt.on_no_connection(ProxyError(Kind.POOL_FULL, text, unprocessed=True))
         else:
@@ -271,10 +295,11 @@ class Pool:
 
     def withdraw(self, connection: ClientConnection) -> None:
         """Take nothing new on this connection; what is open goes on."""
-        if connection in self.shared:
-            self.shared.remove(connection)
-            self.target.ready -= 1
-            self.refill()
+        for ready in (self.shared, self.idle):
+            if connection in ready:
+                ready.remove(connection)
+                self.target.ready -= 1
+                self.refill()
 
     def lost(self, connection: ClientConnection) -> None:
         """A connection is gone (or going)."""
@@ -326,14 +351,21 @@ class Pool:
         if self.shared:
             return self._missing_shared()
         wanted = target_size(self.busy, self._rise_per_s, self.dial_s, self.settings)
-        return wanted - len(self.connections) - self.dialling
+        room = self.settings.max_connections - len(self.connections) - self.dialling
+        return min(wanted - len(self.connections) + self._stale_idle() - self.dialling, room)
 
     def _missing_shared(self) -> int:
         """Multiplexed connections: the warm ones, and one more while all are near their limit of streams."""
         full = all(len(c.streams) >= c.codec.stream_limit * SHARED_FULL or not c.codec.can_open for c in self.shared)
         wanted = max(1, self.settings.warm, len(self.shared) + 1 if full else 0)
         room = self.settings.max_connections - len(self.connections) - self.dialling
-        return min(wanted - len(self.shared) - self.dialling, room)
+        return min(wanted - len(self.shared) + self._stale_idle() - self.dialling, room)
+
+    def _stale_idle(self) -> int:
+        """How many of those that stand ready lead to an address that the name no longer has."""
+        if not self._stale_since:
+            return 0
+        return sum(1 for one in (*self.idle, *self.shared) if one.stale)
 
     def calm_down(self) -> None:
         """The endpoint ends connections because we ask too much of it: what we ask without need are PINGs."""
@@ -434,11 +466,12 @@ class Pool:
         """
         upstream = self.upstream
         started = monotonic()
-        sock, dns_s, tcp_s = await open_socket(self.target.endpoint, upstream.resolver, upstream.tls_socket_options)
-        deferred = upstream.tls_socket_options.fast_open and is_deferred(sock)
+        reach = self.reach
+        sock, dns_s, tcp_s = await reach.open_socket(self.target.endpoint, reach.tls_socket_options)
+        deferred = reach.tls_socket_options.fast_open and is_deferred(sock)
         if not deferred:
             upstream.balancer.observe_connect(self.target, monotonic(), True, tcp_s, "tcp")
-        sessions = upstream.sessions_of(self.target.endpoint, apart=apart)
+        sessions = reach.sessions_of(self.target.endpoint, apart=apart)
         offered = sessions.take() if sessions is not None and resume else None
         connection = ClientConnection(upstream.turn, self, sessions, offered)
         connection.may_carry = carry
@@ -451,6 +484,7 @@ class Pool:
             connection.abort()
             raise
         if deferred and connection.transport is not None:  # the SYN went with the ClientHello: the kernel has timed it
+            connection.peer = socket_of(connection.transport).getpeername()[0]
             rtt_s, _, _ = tcp_info(socket_of(connection.transport))
             connection.seconds = (dns_s, rtt_s, connection.seconds[2])
             upstream.balancer.observe_connect(self.target, monotonic(), True, rtt_s, "tcp")
@@ -459,7 +493,27 @@ class Pool:
         self.dial_s += 0.2 * (monotonic() - started - self.dial_s)
         return connection
 
-    def adopt(self, connection: ClientConnection) -> None:
+    async def probe(self) -> float | None:
+        """Dial once; what it opens stays warm. Returns one round trip of it, in seconds; None where `max_connections`
+        leaves no room (all of them carry requests, which tell more than a probe). Raises ProxyError.
+        """
+        if len(self.connections) + self.dialling >= self.settings.max_connections:
+            spare = next((one for one in (*self.idle, *self.shared) if not one.streams), None)
+            if spare is None:
+                return None
+            self.withdraw(spare)
+            spare.retire_after_flush()
+        self.dialling += 1
+        self._aside += 1  # nobody who waits counts on it
+        try:
+            connection = await self.connect()
+        finally:
+            self.dialling -= 1
+            self._aside -= 1
+        self._adopt_probe(connection)
+        return max(connection.seconds[1], 1e-6)
+
+    def _adopt_probe(self, connection: ClientConnection) -> None:
         """A probe's connection is as good as any, and one too many where the warm ones are shared."""
         self.upstream.turn.begin()
         if connection.codec.multiplexed and len(self.shared) >= max(1, self.settings.warm):
@@ -495,6 +549,8 @@ class Pool:
         self.counters.opened[connection.handshake] += 1
         self.counters.observe_phases(connection.seconds)
         connection.expires = monotonic() + self.settings.max_age_s * random.uniform(0.9, 1.0)
+        if self._addresses is None:
+            self._addresses = self.reach.addresses(self.target.endpoint)
 
     def _dial_failed(self, error: ProxyError) -> None:
         self.last_error = error
@@ -540,6 +596,7 @@ class Pool:
         self._ticked = now
         if now - self._swept >= SWEEP_S:
             self._swept = now
+            self._follow_name(now)
             self._sweep(now)
             self._top_up_tickets(now)
         missing = self._missing()
@@ -567,6 +624,32 @@ class Pool:
                 surplus -= 1
                 connection.retire_after_flush()
 
+    def _follow_name(self, now: float) -> None:
+        """Connections to addresses that the endpoint's name no longer has are replaced, then let go."""
+        addresses = self.reach.addresses(self.target.endpoint)
+        if addresses is not None and addresses is not self._addresses:
+            known, self._addresses = self._addresses, addresses
+            if known is not None and known != addresses:
+                hosts = {address[0] for _, address in addresses}
+                for connection in self.connections:
+                    connection.stale = bool(connection.peer) and connection.peer not in hosts
+                    if connection.stale and not self._stale_since:
+                        self._stale_since = now
+        if not self._stale_since:
+            return
+        stale = [one for one in (*self.idle, *self.shared) if one.stale]
+        ready = len(self.idle) + len(self.shared) - len(stale)
+        if ready < max(1, self.settings.warm) and now - self._stale_since < self.settings.connect_s:
+            return
+        for connection in stale:
+            self.withdraw(connection)
+            if not connection.streams:
+                connection.retire_after_flush()
+        for connection in self.connections:
+            if connection.stale:
+                connection.expires = 0.0  # it goes when its request is done
+        self._stale_since = 0.0
+
     def _top_up_tickets(self, now: float) -> None:
         """Where a restart would lack tickets, one more dial brings some; what it opens is warm surplus."""
         warm = self.settings.warm
@@ -574,7 +657,7 @@ class Pool:
             return
         if len(self.connections) >= self.settings.max_connections:
             return
-        sessions = self.upstream.sessions_of(self.target.endpoint)
+        sessions = self.reach.sessions_of(self.target.endpoint)
         if sessions is not None and sessions.lacks_tickets(warm, now):
             self._dial(resume=False, after_s=RESERVE_AFTER_S)
 
@@ -590,15 +673,6 @@ class Pool:
         """This pool's samples."""
         region = self.target.region.name
         endpoint = str(self.target.endpoint)
-        counters = self.counters
-        for handshake, count in counters.opened.items():
-            snapshot.add("upstream_connections_opened", count, upstream=upstream, region=region, handshake=handshake)
-        snapshot.add("upstream_connections_reused", counters.reused, upstream=upstream, region=region)
-        snapshot.add("upstream_dial_failures", counters.dial_failures, upstream=upstream, region=region)
-        for phase in ("dns", "tcp", "tls"):
-            snapshot.add_histogram(
-                "upstream_handshake_seconds", getattr(counters, phase), upstream=upstream, region=region, phase=phase
-            )
         snapshot.add(
             "upstream_pool_idle", len(self.idle) + len(self.shared), upstream=upstream, region=region, endpoint=endpoint
         )
@@ -621,29 +695,56 @@ class Pool:
             if connection.streams:
                 connection.expires = 0.0
 
+    def adopt(self, settings: PoolSettings, reach: Reach) -> None:
+        """A reload changed how many connections there are, or how long they live: those that exist stay."""
+        older = self.settings.max_age_s - settings.max_age_s
+        now = monotonic()
+        for connection in self.connections if older else ():
+            expires = connection.expires - older
+            # What has become too old goes over the next seconds, not all of it at once.
+            connection.expires = expires if expires > now else now + random.random() * settings.connect_s
+        self.settings = settings
+        self.reach = reach
+        self.ping_every_s = settings.keepalive_s
+        self._refill_at = 0.0
+        surplus = len(self.connections) - settings.max_connections
+        for connection in [one for one in (*self.idle, *self.shared) if not one.streams][: max(0, surplus)]:
+            connection.retire_after_flush()
+
     def close(self) -> None:
         """No more requests: idle connections close now, busy ones when their request is done."""
         self.closed = True
         for connection in (*self.idle, *self._parting):
             connection.retire_after_flush()
+        self._parting.clear()
         for connection in list(self.shared):
             self.withdraw(connection)
             if not connection.streams:
                 connection.retire_after_flush()
-        error = ProxyError(Kind.STOPPING, "the proxy is stopping", unprocessed=True)
-        for queue in (self.waiters, self.upgrades):
-            while queue:
-                attempt = queue.popleft()
-                if attempt.waiting:
-                    attempt.on_no_connection(error)
+
+    def hand_over(self, successor: Pool | None, error: ProxyError) -> None:
+        """This pool is closed: who waits here waits there, or is told `error`."""
+        waiting = [attempt for queue in (self.waiters, self.upgrades) for attempt in queue if attempt.waiting]
+        self.waiters.clear()
+        self.upgrades.clear()
+        for attempt in waiting:
+            if successor is not None:
+                successor.acquire(attempt)
+            else:
+                attempt.on_no_connection(error)
+
+    @property
+    def over(self) -> bool:
+        """Closed, and nothing is under way any more."""
+        return self.closed and not self.connections and not self.dialling
 
     def new_codec(self, alpn: bytes) -> Codec:
         """The codec for a connection of this pool."""
-        return self.upstream.new_codec(alpn, self._streams_each)
+        return self.reach.new_codec(alpn, self._streams_each)
 
     def tls_error(self, engine: TLSEngine) -> ProxyError:
         """Why a handshake failed."""
-        return self.upstream.tls_error(self.target.endpoint, engine)
+        return self.reach.tls_error(self.target.endpoint, engine)
 
 
-__all__ = ["Pool", "PoolSettings", "SocketOptions", "target_size"]
+__all__ = ["Pool", "PoolSettings", "target_size"]

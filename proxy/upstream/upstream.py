@@ -1,55 +1,47 @@
-"""One upstream of one worker: its balancer, a pool per endpoint, and how to reach the endpoints."""
+"""One upstream of one worker: its balancer, a pool per endpoint, and how to reach the endpoints.
+
+It lives as long as its name stands in the config: a reload changes it in place (`prepare`, then `adopt`), so that
+whoever holds it (exchanges, attempts, tunnels) goes on with what is right now. It owns the link between an endpoint and
+its pool: `_link` is the only place that writes it, and what `balancer.endpoints` has and what the pools have is the
+same at every moment.
+"""
 
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.errors import Kind, ProxyError
-from proxy.http.h1 import H1ClientCodec, H1Limits
-from proxy.http.h2 import STREAMS_BEFORE_SETTINGS, H2ClientCodec, H2Limits
-from proxy.net.dial import SocketOptions
-from proxy.observe.metrics import UpstreamCounters
+from proxy.observe.metrics import PoolCounters, UpstreamCounters
 from routing.balancer import Balancer, Change, DrainState, EndpointState
-from tlscache.context import ClientContext, ClientSettings
-from tlscache.fault import FaultKind
 
 from .health import Health
 from .links import SocketPool
-from .pool import Pool, PoolSettings
+from .pool import Pool, PoolSettings, replaced
+from .reach import Reach
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from proxy.config import UpstreamSection
     from proxy.exchange.forward import Hop
     from proxy.http.message import RequestHead
-    from proxy.http.stream import Codec
+    from proxy.loop.background import Background
     from proxy.loop.reactor import Reactor
     from proxy.loop.timers import Timers
     from proxy.loop.turn import Turn
-    from proxy.net.dial import Background, Resolver
+    from proxy.net.resolver import Resolver
     from proxy.observe.metrics import Snapshot
     from routing.model import Endpoint, Upstream
-    from tlscache.engine import TLSEngine
 
     from .sessions import EndpointSessions, Sessions
 
-
-ALPN: Final[dict[str, tuple[bytes, ...]]] = {
-    "auto": (b"h2", b"http/1.1"),
-    "h1": (b"http/1.1",),
-    "h2": (b"h2",),
-    "tcp": (),
-}
-"""What connections to an upstream offer, by its `protocol`."""
+_STOPPING: Final = ProxyError(Kind.STOPPING, "the proxy is stopping", unprocessed=True)
 
 
 class UpstreamRuntime:
-    """What requests to one upstream share. Made from its section of the config; a changed section makes a new one."""
+    """What requests to one upstream share."""
 
     def __init__(
         self,
@@ -61,54 +53,119 @@ class UpstreamRuntime:
         reactor: Reactor,
         background: Background,
         resolver: Resolver,
-        limits: H1Limits,
         sessions: Sessions,
         log: Any,
         on_warm: Callable[[], None],
     ) -> None:
-        self.model = model
         self.name = model.name
-        self.section = section
         self.turn = turn
         self.timers = timers
         self.reactor = reactor
         self.background = background
         self.resolver = resolver
-        self.codec_limits = limits
         self.sessions = sessions
-        self._sessions_of: dict[tuple[Endpoint, bool], EndpointSessions] = {}
-        self._tls_apart: ClientContext | None = None
         self.log = log
         self.on_warm_progress = on_warm
+        self.model = model
+        self.section = section
+        self.reach = Reach(section, resolver, sessions)
         self.balancer = Balancer(model, random.Random(), monotonic())
         self.counters = UpstreamCounters(region.name for region in model.regions)
         self.session_key = model.session_key
-        self.socket_options = SocketOptions(keepalive_s=section.pool.keepalive)
-        # With TLS the ClientHello rides in the SYN; without it a warm connection would stay unconnected.
-        self.tls_socket_options = replace(self.socket_options, fast_open=section.fast_open and section.tls is not None)
-        settings_tls = client_settings(section)
-        self.tls = ClientContext(settings_tls) if settings_tls is not None else None
-        self.scheme = b"https" if self.tls is not None else b"http"
-        settings = PoolSettings(
-            warm=section.pool.warm,
-            max_connections=section.pool.max_connections,
-            max_age_s=section.pool.max_age,
-            idle_s=section.timeouts.idle,
-            keepalive_s=section.pool.keepalive,
-            connect_s=section.timeouts.connect,
-            streams=STREAMS_BEFORE_SETTINGS if section.protocol == "h2" else 1,
-        )
-        self.pools = [Pool(self, target, settings) for target in self.balancer.endpoints]
-        for pool in self.pools:
-            pool.target.pool = pool
-        self.health = Health(self)
+        self.scheme = self.reach.scheme
+        self.pools: list[Pool] = []
+        self._counted: dict[tuple[str, Endpoint, str], PoolCounters] = {}  # by region, endpoint, and what for
+        self._departed: dict[str, PoolCounters] = {}  # by region: of endpoints that went
+        self._links: dict[bool, dict[EndpointState, SocketPool]] = {}
+        self._leaving: list[Pool | SocketPool] = []  # closed, and not yet without connections
         self._started = False
-        self._pool_settings = settings
-        self._socket_pools: dict[bool, list[SocketPool]] = {}
         self._reported: dict[Endpoint, str] = {}
+        self._link(_pool_settings(section, self.reach), replace_all=True)
+        self.health = Health(self)
 
     def __repr__(self) -> str:
         return f"<UpstreamRuntime {self.name}: {self.pools}>"
+
+    # -- reloading ---------------------------------------------------------------------------------
+
+    def prepare(self, section: UpstreamSection) -> Reach:
+        """What a changed section needs that can fail. Changes nothing. Raises ContextError."""
+        return Reach(section, self.resolver, self.sessions, self.reach)
+
+    def adopt(self, model: Upstream, section: UpstreamSection, reach: Reach) -> None:
+        """Go on with another section: endpoints that stay keep what is known of them, and their connections where those
+        would be made in the same way now. Requests that wait for an endpoint that went find another.
+        """
+        now = monotonic()
+        balancer = Balancer(model, random.Random(), now)
+        balancer.carry_over(self.balancer, now)
+        other = reach.identity != self.reach.identity
+        self.model, self.section, self.reach, self.balancer = model, section, reach, balancer
+        self.session_key = model.session_key
+        self.scheme = reach.scheme
+        self.counters.know(region.name for region in model.regions)
+        self.turn.begin()
+        try:
+            self._link(_pool_settings(section, reach), replace_all=other)
+            self.health.adopt(section.health)
+        finally:
+            self.turn.end()
+
+    def _link(self, settings: PoolSettings, *, replace_all: bool) -> None:
+        """Give every endpoint its pool, and let go of those that nobody asks for any more."""
+        before = self.pools
+        self.pools = []
+        for target in self.balancer.endpoints:
+            pool = target.pool
+            if pool is None or replace_all:
+                target.pool = fresh = Pool(self, target, settings, self.reach, self._counters_of(target, "http"))
+                if self._started:
+                    fresh.start()
+            else:
+                pool.adopt(settings, self.reach)
+            self.pools.append(target.pool)
+        for old in before:
+            if old not in self.pools:
+                old.close()
+                self._leaving.append(old)
+                successor = old.target.pool
+                old.hand_over(successor if successor is not old else None, replaced(old.target.endpoint))
+        for passthrough, links in self._links.items():
+            self._relink(links, passthrough, settings, replace_all=replace_all and not passthrough)
+
+    def _relink(
+        self, links: dict[EndpointState, SocketPool], passthrough: bool, settings: PoolSettings, *, replace_all: bool
+    ) -> None:
+        for target, old in list(links.items()):
+            if replace_all or target not in self.balancer.endpoints:
+                del links[target]
+                old.close()
+                self._leaving.append(old)
+            else:
+                old.adopt(settings, self.reach)
+        for target in self.balancer.endpoints:
+            if target not in links:
+                links[target] = self._new_links(target, settings, passthrough)
+
+    def _new_links(self, target: EndpointState, settings: PoolSettings, passthrough: bool) -> SocketPool:
+        tls = self.reach.tls is not None and not passthrough
+        counters = self._counters_of(target, "passthrough" if passthrough else "links")
+        pool = SocketPool(self, target, settings, self.reach, counters, tls)
+        pool.start()
+        return pool
+
+    def _counters_of(self, target: EndpointState, kind: str) -> PoolCounters:
+        """A pool's counters: its successor counts on."""
+        return self._counted.setdefault((target.region.name, target.endpoint, kind), PoolCounters())
+
+    def _forget_ended(self) -> None:
+        """What closed pools carried is over: those of endpoints that are gone count for their region from now on."""
+        self._leaving = [pool for pool in self._leaving if not pool.over]
+        counting = [pool.counters for pool in self.every_pool()]
+        counting += [pool.counters for pool in self.every_socket_pool()]
+        for key, counters in list(self._counted.items()):
+            if not any(counters is one for one in counting):
+                self._departed.setdefault(key[0], PoolCounters()).add(self._counted.pop(key))
 
     # -- connections -------------------------------------------------------------------------------
 
@@ -119,74 +176,60 @@ class UpstreamRuntime:
             for pool in self.pools:
                 pool.start()
 
-    def open_socket_pools(self, *, passthrough: bool) -> list[SocketPool]:
+    def open_socket_pools(self, *, passthrough: bool) -> dict[EndpointState, SocketPool]:
         """An L4 listener routes here. `passthrough`: the client's own TLS goes through. Idempotent."""
-        pools = self._socket_pools.get(passthrough)
-        if pools is None:
-            tls = self.tls is not None and not passthrough
-            pools = self._socket_pools[passthrough] = [
-                SocketPool(self, target, self._pool_settings, self.reactor, tls) for target in self.balancer.endpoints
-            ]
-            for pool in pools:
-                pool.start()
-        return pools
+        links = self._links.get(passthrough)
+        if links is None:
+            settings = _pool_settings(self.section, self.reach)
+            links = self._links[passthrough] = {
+                target: self._new_links(target, settings, passthrough) for target in self.balancer.endpoints
+            }
+        return links
+
+    @staticmethod
+    def pool_of(target: EndpointState) -> Pool:
+        """The pool of an endpoint's connections."""
+        pool: Pool = target.pool
+        return pool
 
     def socket_pool(self, target: EndpointState, *, passthrough: bool) -> SocketPool:
-        """The L4 links to an endpoint."""
-        return self.open_socket_pools(passthrough=passthrough)[self.balancer.endpoints.index(target)]
+        """The L4 links to an endpoint. Raises ProxyError where a reload took it away."""
+        pool = self.open_socket_pools(passthrough=passthrough).get(target)
+        if pool is None:
+            raise replaced(target.endpoint)
+        return pool
+
+    def every_pool(self) -> Iterator[Pool]:
+        """Those in use, and those whose last requests go on."""
+        yield from self.pools
+        for pool in self._leaving:
+            if isinstance(pool, Pool):
+                yield pool
+
+    def every_socket_pool(self) -> Iterator[SocketPool]:
+        """The same of L4."""
+        for links in self._links.values():
+            yield from links.values()
+        for pool in self._leaving:
+            if isinstance(pool, SocketPool):
+                yield pool
 
     @property
     def warm(self) -> bool:
         """The first round of dials is over, whatever became of each."""
-        links = [pool for pools in self._socket_pools.values() for pool in pools]
+        links = [pool for pools in self._links.values() for pool in pools.values()]
         return not any(pool.first_round for pool in self.pools) and not any(pool.first_round for pool in links)
 
-    def sessions_of(self, endpoint: Endpoint, *, apart: bool = False) -> EndpointSessions | None:
-        """The TLS sessions of connections to the endpoint; None for plaintext. `apart`: of those for upgrades."""
-        tls = self.tls
-        if tls is None:
-            return None
-        found = self._sessions_of.get((endpoint, apart))
-        if found is None:
-            if apart:
-                tls = self._tls_apart = self._tls_apart or ClientContext(replace(tls.settings, alpn=ALPN["h1"]))
-            found = self._sessions_of[endpoint, apart] = self.sessions.of(endpoint, tls)
-        return found
-
     @property
-    def dials_apart(self) -> bool:
-        """An upgrade that HTTP/2 connections to the endpoints don't take may go over HTTP/1.1."""
-        return self.tls is not None and self.section.protocol == "auto"
+    def idle(self) -> bool:
+        """No request is under way, and no L4 connection."""
+        return not any(region.in_flight for region in self.balancer.regions) and not self._leaving
 
     def sessions_wanted(self) -> list[tuple[EndpointSessions, int]]:
         """How many sessions each endpoint's warm connections will take."""
         count = self.section.pool.warm
-        found = [self.sessions_of(target.endpoint) for target in self.balancer.endpoints]
+        found = [self.reach.sessions_of(target.endpoint) for target in self.balancer.endpoints]
         return [(one, count) for one in found if one is not None]
-
-    def authority(self, endpoint: Endpoint) -> bytes:
-        """What a request of our own puts into `host`."""
-        if self.section.tls is not None and self.section.tls.server_name:
-            return self.section.tls.server_name.encode()
-        return str(endpoint).encode() if not endpoint.path else b"localhost"
-
-    def new_codec(self, alpn: bytes, streams: int = 1) -> Codec:
-        """The codec for what was agreed on; without TLS, HTTP/2 is spoken where the config says that the origin knows
-        it. `streams`: how many the endpoint took at once on an earlier connection.
-        """
-        if alpn == b"h2" or self.section.protocol == "h2":
-            limits = self.codec_limits
-            return H2ClientCodec(
-                H2Limits(header_bytes=limits.header_bytes, headers=limits.headers),
-                streams if streams > 1 else STREAMS_BEFORE_SETTINGS,
-            )
-        return H1ClientCodec(self.codec_limits)
-
-    def tls_error(self, endpoint: Endpoint, engine: TLSEngine) -> ProxyError:
-        """Why a handshake with the endpoint failed."""
-        fault = engine.error
-        kind = Kind.CERTIFICATE if fault is not None and fault.kind is FaultKind.CERTIFICATE else Kind.TLS
-        return ProxyError(kind, f"{endpoint}: {fault or 'the TLS handshake was cut off'}", unprocessed=True)
 
     def on_dial_failed(self, pool: Pool | SocketPool, error: ProxyError) -> None:
         """Log the first failure of a kind per endpoint, and again once it changes."""
@@ -226,7 +269,7 @@ class UpstreamRuntime:
 
     def add_sessions(self, status: dict[str, Any]) -> dict[str, Any]:
         """Write into a status how many TLS sessions are held for each endpoint."""
-        held = {str(one.endpoint): self.sessions_of(one.endpoint) for one in self.balancer.endpoints}
+        held = {str(one.endpoint): self.reach.sessions_of(one.endpoint) for one in self.balancer.endpoints}
         for region in status["regions"]:
             for endpoint in region["endpoints"]:
                 sessions = held[endpoint["endpoint"]]
@@ -245,11 +288,13 @@ class UpstreamRuntime:
         if self._started:
             for pool in self.pools:
                 pool.tick(now)
-        for links in self._socket_pools.values():
-            for link_pool in links:
+        for links in self._links.values():
+            for link_pool in links.values():
                 link_pool.tick(now)
-        if self._started or self._socket_pools:
+        if self._started or self._links:
             self.health.tick(now, not self._started)
+        if self._leaving:
+            self._forget_ended()
 
     def _rescue(self, region: str, now: float) -> None:
         """Requests that wait for a drained region go elsewhere too."""
@@ -285,26 +330,14 @@ class UpstreamRuntime:
 
     def reload_certificates(self) -> str | None:
         """Look whether certificate files changed. Returns what is wrong with the new ones (the old ones stay)."""
-        tls = self.tls
-        if tls is None:
-            return None
-        before = tls.scope_material
-        problem = tls.reload_if_changed()
-        if tls.scope_material != before:
-            self._tls_apart = None
-            self._sessions_of.clear()  # what was verified in another way proves nothing now
-        return problem
-
-    def carry_over(self, old: UpstreamRuntime) -> None:
-        """A changed section replaces `old`: keep what it had learnt."""
-        self.balancer.carry_over(old.balancer, monotonic())
+        return self.reach.reload_certificates()
 
     def export(self, snapshot: Snapshot, now: float) -> None:
         """This upstream's samples."""
         name = self.name
         counters = self.counters
         for target in self.balancer.endpoints:
-            held = self.sessions_of(target.endpoint)
+            held = self.reach.sessions_of(target.endpoint)
             if held is not None:
                 labels = {"upstream": name, "region": target.region.name, "endpoint": str(target.endpoint)}
                 snapshot.add("tls_sessions_stored", held.held, **labels)
@@ -321,44 +354,33 @@ class UpstreamRuntime:
             snapshot.add("region_state", int(state.state), upstream=name, region=state.name)
             snapshot.add("region_latency_seconds", state.path, upstream=name, region=state.name, kind="rtt")
             snapshot.add("region_latency_seconds", state.service, upstream=name, region=state.name, kind="service")
-        for pool in self.pools:
+        for (region, _, _), counted in self._counted.items():
+            counted.export(snapshot, name, region)
+        for region, counted in self._departed.items():
+            counted.export(snapshot, name, region)
+        for pool in self.every_pool():
             pool.export(snapshot, name, now)
-        for links in self._socket_pools.values():
-            for link_pool in links:
-                link_pool.export(snapshot, name)
+        for link_pool in self.every_socket_pool():
+            link_pool.export(snapshot, name)
 
     def close(self) -> None:
         """No more requests come; those under way finish."""
         self.health.close()
         for pool in self.pools:
             pool.close()
-        for links in self._socket_pools.values():
-            for link_pool in links:
+            pool.hand_over(None, _STOPPING)
+        for links in self._links.values():
+            for link_pool in links.values():
                 link_pool.close()
 
-    def target_of(self, endpoint: Endpoint) -> EndpointState | None:
-        """The state of an endpoint, by its address."""
-        return next((target for target in self.balancer.endpoints if target.endpoint == endpoint), None)
 
-
-def client_settings(section: UpstreamSection) -> ClientSettings | None:
-    """TLS towards an upstream's endpoints; None for plaintext."""
-    tls = section.tls
-    if tls is None:
-        return None
-    alpn = ALPN[section.protocol]
-    return ClientSettings(
-        server_name=tls.server_name,
-        ca=_text(tls.ca),
-        certificate=_text(tls.certificate),
-        key=_text(tls.key),
-        verify=tls.verify,
-        alpn=alpn,
-        spiffe_id=tls.spiffe_id,
-        early_data=tls.early_data,
-        groups=":".join(tls.groups) or None,
+def _pool_settings(section: UpstreamSection, reach: Reach) -> PoolSettings:
+    return PoolSettings(
+        warm=section.pool.warm,
+        max_connections=section.pool.max_connections,
+        max_age_s=section.pool.max_age,
+        idle_s=section.timeouts.idle,
+        keepalive_s=section.pool.keepalive,
+        connect_s=section.timeouts.connect,
+        streams=reach.streams_expected,
     )
-
-
-def _text(path: Path | None) -> str | None:
-    return str(path) if path is not None else None

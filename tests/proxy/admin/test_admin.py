@@ -14,9 +14,9 @@ import pytest
 
 from proxy.admin.admin import BODY_MAX, Admin
 from proxy.admin.questions import answer, merge
+from proxy.loop.background import Background
 from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
-from proxy.net.dial import Background
 
 from ..e2e.harness import Log, Peer
 from ..edge import Edge, config, edge, origin

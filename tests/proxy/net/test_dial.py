@@ -15,17 +15,10 @@ import pytest
 import pytest_asyncio
 
 from proxy.errors import Kind, ProxyError
+from proxy.loop.background import Background
 from proxy.net import dial as connect
-from proxy.net.dial import (
-    Background,
-    Resolver,
-    SocketOptions,
-    connect_error,
-    connect_socket,
-    interleave,
-    new_socket,
-    open_socket,
-)
+from proxy.net.dial import SocketOptions, connect_error, connect_socket, new_socket, open_socket
+from proxy.net.resolver import Resolver, interleave
 from routing.model import Endpoint
 
 NAME = Endpoint("service.test", 443)
