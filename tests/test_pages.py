@@ -365,7 +365,7 @@ def look_up(command: str) -> None:
                 missing = {option for option in options if option not in text}
                 assert not missing, f"{module} has no {missing}"
         case ["onetrip", *rest]:
-            from proxy.cli import app
+            from proxy.commands import app
 
             top = found = typer.main.get_command(app)
             for word in rest:

@@ -12,8 +12,8 @@ such path, region or upstream, 405 method, 422 the config was refused, 503 no wo
 from __future__ import annotations
 
 import hmac
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -47,12 +47,21 @@ _HEALTH: Final = frozenset(("/livez", "/readyz", "/healthz"))
 _CHANGES: Final = frozenset(("/drain", "/undrain", "/reload"))
 
 
+@cache
 def onetrip_version() -> str:
     """The installed version."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - see `test_imports`
+
     try:
         return version("onetrip")
     except PackageNotFoundError:
         return "0+source"
+
+
+def prepare() -> None:
+    """Import what the first questions would wait for. Any thread, once the program is ready."""
+    onetrip_version()
+    Snapshot().render()
 
 
 class Answer(Exception):
@@ -283,7 +292,7 @@ class Admin:
         return found
 
     async def _page(self) -> str:
-        return files(__package__).joinpath("dashboard.html").read_text(encoding="utf-8")
+        return Path(__file__).with_name("dashboard.html").read_text(encoding="utf-8")
 
     # -- changing ----------------------------------------------------------------------------------
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import generate_latest
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
 _LE: Final = (*(f"{bound:g}" if bound % 1 else f"{bound:.1f}" for bound in BUCKETS_S), "+Inf")
@@ -225,6 +223,8 @@ class Snapshot:
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         """As prometheus-client's families (its collector interface)."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415 - see `test_imports`
+
         for name, (kind, help_text) in FAMILIES.items():
             full = f"onetrip_{name}"
             if kind == "histogram":
@@ -240,6 +240,9 @@ class Snapshot:
 
     def render(self) -> bytes:
         """The Prometheus text format."""
+        from prometheus_client import CollectorRegistry  # noqa: PLC0415 - see `test_imports`
+        from prometheus_client.exposition import generate_latest  # noqa: PLC0415 - see `test_imports`
+
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         return generate_latest(registry)
@@ -256,6 +259,9 @@ def _label_names(series: dict[Labels, Any]) -> list[str]:
 def _histogram_family(
     full: str, help_text: str, series: dict[Labels, tuple[list[int], float]]
 ) -> HistogramMetricFamily:
+
+    from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415 - see `test_imports`
+
     names = _label_names(series)
     family = HistogramMetricFamily(full, help_text, labels=names)
     for key, (counts, total) in series.items():

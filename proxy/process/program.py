@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 import uvloop
 
-from proxy.admin.admin import Admin
+from proxy.admin.admin import Admin, prepare
 from proxy.admin.questions import answer
 from proxy.config import Config, ConfigError, diff, effective_yaml, load_config
 from proxy.config.aside import load_config_aside
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from proxy.config import ConfigDiff
+    from proxy.config import Address, ConfigDiff
+    from proxy.config.source import Source
     from tlscache.context import ServerContext
 
 EXIT_OK: Final = 0
@@ -237,6 +238,7 @@ class Program:
         await self.wait_ready()
         listening.notify_systemd("READY=1", f"MAINPID={os.getpid()}")  # first: the predecessor's word comes after ours
         listening.tell_predecessor()
+        await asyncio.to_thread(prepare)
 
     async def _start_admin(self, loop: asyncio.AbstractEventLoop) -> None:
         turn = Turn(loop)
@@ -375,19 +377,28 @@ class SingleProcess(Program):
         self.worker.access_log.close()
 
 
-def serve(path: str, fork_server: ForkServer | None = None) -> int:
-    """Run the proxy in the foreground. Returns the exit code."""
+def serve(
+    path: str,
+    fork_server: ForkServer | None = None,
+    read: Source | None = None,
+    bound: dict[tuple[Address, bool], socket.socket] | None = None,
+) -> int:
+    """Run the proxy in the foreground. Returns the exit code. `read` and `bound` are what the start already has: the
+    file, and sockets by (address, fast open).
+    """
     log = configure_log()
     path = str(Path(path).absolute())
+    bound = bound or {}
     try:
-        config = load_config(path)
+        config = load_config(read or path)
     except ConfigError as error:
+        listening.close_all(bound.values())
         for fault in error.faults:
             print(fault, file=sys.stderr)  # noqa: T201 - what `onetrip check` prints
         return EXIT_FAILED
     fork_server = fork_server or ForkServer(TicketKeys(), None, "this program was not started by its command")
     try:
-        sockets = listening.open_sockets(config)
+        sockets = listening.open_sockets(config, bound)
         contexts = server_contexts(config, fork_server.keys)
     except (OSError, ContextError) as error:
         print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
