@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard proxy/*.py proxy/*/*.py proxy/*/*/*.py routing/*.py)  # what may be compiled
-COMPILED := $(wildcard *.so proxy/*.so proxy/*/*.so proxy/*/*/*.so routing/*.so)
+# What an earlier build left for this interpreter; another one's stays.
+COMPILED = $(wildcard *.so proxy/*.so proxy/*/*.so proxy/*/*/*.so routing/*.so)
+FORGET = suffix=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))'); \
+	for one in $(COMPILED); do case "$$one" in *"$$suffix") rm -f "$$one";; esac; done
 
 install: $(VENV)/.base  ## the program, its hot path compiled where a C compiler is there
 
@@ -14,14 +17,14 @@ help:            ## list what can be made
 
 $(VENV)/.base: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	rm -f $(COMPILED)
+	@$(FORGET)
 	@echo 'installing, and compiling the hot path: a minute'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.test: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	rm -f $(COMPILED)
+	@$(FORGET)
 	@echo 'installing, and compiling the hot path: a minute'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lab]'
 	touch $(VENV)/.base $@

@@ -128,6 +128,10 @@ TABLE: dict[str, Run | Look | Make] = {
     "onetrip status": Run(says="us-east"),
     "onetrip drain us-east --for 15m": Run(says="us-east drained for payments"),
     "onetrip explain http://127.0.0.1:8080/": Run(EDGE, says="payments"),
+    "onetrip --install-completion": Look(
+        "it writes to the shell's own files; --show-completion is tried in test_cli.py"
+    ),
+    "onetrip --version": Run(says="onetrip "),
     # docs/bench.md
     "onetrip bench https://api.example.com/health --rate 200 --duration 30s": Run(
         {"https://api.example.com/health": "http://{origin}/", "30s": "1s", "200": "20"}, says="p99"
@@ -368,6 +372,8 @@ def look_up(command: str) -> None:
             from proxy.commands import app
 
             top = found = typer.main.get_command(app)
+            if rest[0].startswith("-"):
+                options -= {"--install-completion"}  # typer's own
             for word in rest:
                 if word not in getattr(found, "commands", {}):
                     break
