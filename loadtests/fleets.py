@@ -32,13 +32,14 @@ def fleet(
     end: float = 60.0,
     window: tuple[float, float] = (15.0, 40.0),
     service_s: float = 0.01,
+    rtts: dict[str, float] = RTTS,
 ) -> Result:
     """Independent proxies; us fails, and eu and ap together can carry `capacity` times the load (`split` of it in
     eu).
     """
     clock = Clock()
     load = proxies * rate
-    sites = world(clock, seed, service=lambda rng: rng.expovariate(1 / service_s))
+    sites = world(clock, seed, rtts=rtts, service=lambda rng: rng.expovariate(1 / service_s))
     for name, share in (("us", 1.0), ("eu", split), ("ap", 1 - split)):
         site = sites[name][0]
         site.servers = max(1, round(load * capacity * share * service_s))
@@ -50,8 +51,8 @@ def fleet(
     records = [record for proxy in found_proxies for record in proxy.records]
     during = between(records, window[0] - 0.2, window[1])
     steady = between(records, window[0] + 5.0, window[1])
-    found = summary(during, RTTS["us"])
-    found["steady"] = summary(steady, RTTS["us"])
+    found = summary(during, rtts["us"])
+    found["steady"] = summary(steady, rtts["us"])
     found["queue_peak"] = {name: site[0].queue_peak for name, site in sites.items()}
     found["shares_each_second"] = [
         shares_of(between(records, float(second), second + 1.0)) for second in range(int(window[0]), int(end))
@@ -84,10 +85,12 @@ def _unavailable(site: Site, on: bool) -> None:
     site.status = 503 if on else 200
 
 
-def storm(*, seed: int = 1, proxies: int = 20, rate: float = 20.0, end: float = 60.0) -> Result:
+def storm(
+    *, seed: int = 1, proxies: int = 20, rate: float = 20.0, end: float = 60.0, rtts: dict[str, float] = RTTS
+) -> Result:
     """Every region answers 503 from second 20 to 40: the attempts that origins see, per request."""
     clock = Clock()
-    sites = world(clock, seed)
+    sites = world(clock, seed, rtts=rtts)
     fleet = _fleet(clock, sites, proxies, rate, end, seed)
     attempts = {}
 
@@ -106,16 +109,24 @@ def storm(*, seed: int = 1, proxies: int = 20, rate: float = 20.0, end: float = 
         "extra_during": round(sent / asked - 1.0, 4),
         "failed_during": round(sum(r.status >= 500 for r in between(records, 20.0, 40.0)) / asked, 3),
         "failed_after_5_s": sum(r.status >= 500 for r in between(records, 45.0, end)),
-        "after": summary(between(records, 45.0, end), RTTS["us"]),
+        "after": summary(between(records, 45.0, end), rtts["us"]),
     }
 
 
-def spike(*, seed: int = 1, proxies: int = 20, rate: float = 20.0, times: float = 2.5, end: float = 60.0) -> Result:
+def spike(
+    *,
+    seed: int = 1,
+    proxies: int = 20,
+    rate: float = 20.0,
+    times: float = 2.5,
+    end: float = 60.0,
+    rtts: dict[str, float] = RTTS,
+) -> Result:
     """Clients ask `times` as much from second 20 to 30, more than all regions can do: whether it ends when they
     stop.
     """
     clock = Clock()
-    sites = world(clock, seed, service=lambda rng: rng.expovariate(100.0))
+    sites = world(clock, seed, rtts=rtts, service=lambda rng: rng.expovariate(100.0))
     for found in sites.values():
         found[0].servers = max(1, round(proxies * rate * 0.01 * 0.6))
         found[0].queue_max = 4 * found[0].servers
@@ -125,8 +136,8 @@ def spike(*, seed: int = 1, proxies: int = 20, rate: float = 20.0, times: float 
     clock.run(end + 20.0)
     records = [record for proxy in fleet for record in proxy.records]
     return {
-        "during": summary(between(records, 20.0, 30.0), RTTS["us"]),
-        "after_5_s": summary(between(records, 35.0, end), RTTS["us"]),
+        "during": summary(between(records, 20.0, 30.0), rtts["us"]),
+        "after_5_s": summary(between(records, 35.0, end), rtts["us"]),
         "extra": _extra(fleet),
         "shares_during": shares_of(between(records, 22.0, 30.0)),
         "drained": sorted(

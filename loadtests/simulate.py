@@ -2,6 +2,7 @@
 
     python -m loadtests.simulate                 # every scenario, as a table
     python -m loadtests.simulate blackhole --json
+    python -m loadtests.simulate --near          # the proxy stands beside us: 0.5, 30 and 80 ms
     python -m loadtests.simulate --plots docs/   # also writes the plots
 
 Regions are us 60 ms, eu 80 ms and ap 150 ms away, 100 requests a second arrive at one proxy, and the fault lasts
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import figures
 from .fleets import fleet, spike, storm
+from .mixtures import long_polls, unequal
 from .policies import RULES, choice, tail_at_scale
 from .virtual import Clock, Proxy, Record, Site
-from .worlds import RTTS, Result, between, quantile, shares_of, summary, upstream, world
+from .worlds import NEAR, RTTS, Result, between, quantile, shares_of, summary, upstream, world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,11 +42,12 @@ def one_proxy(
     regions: Sequence[str] = ("us",),
     safe: bool = True,
     endpoints: int = 1,
+    rtts: dict[str, float] = RTTS,
     **site: Any,
 ) -> Proxy:
     """One proxy whose regions have a fault during the window; `fault(site, on)` switches it."""
     clock = Clock()
-    sites = world(clock, seed, endpoints, **site)
+    sites = world(clock, seed, endpoints, rtts, **site)
     proxy = Proxy(clock, upstream(sites), sites, seed)
     proxy.drive(rate, end, safe=safe)
     for when, on in zip(window, (True, False), strict=True):
@@ -73,6 +76,11 @@ def settled(records: Sequence[Record], since: float, bound: float, share_from: s
     return float("inf")
 
 
+def _usual(rtt: float) -> float:
+    """What an answer takes at most as a rule."""
+    return max(1.1 * rtt, rtt + 0.005)
+
+
 def _extra(proxy: Proxy) -> float:
     return round(proxy.attempts / max(1, proxy.requests) - 1.0, 4)
 
@@ -84,16 +92,16 @@ def _changes(proxy: Proxy) -> list[str]:
     ]
 
 
-def outage(fault: Callable[[Site, bool], None], **settings: Any) -> Result:
+def outage(fault: Callable[[Site, bool], None], rtts: dict[str, float] = RTTS, **settings: Any) -> Result:
     """The nearest region fails in some way, and returns."""
-    proxy = one_proxy(fault, **settings)
+    proxy = one_proxy(fault, rtts=rtts, **settings)
     begin, finish = FAULT
     during = between(proxy.records, begin - 0.2, finish)
-    found = summary(during, RTTS["us"])
+    found = summary(during, rtts["us"])
     found["failed_after"] = sum(r.status >= 500 for r in between(proxy.records, finish, END))
     found["slower_than_250ms"] = sum(r.latency > 0.25 for r in between(proxy.records, begin - 1.0, END))
-    found["median_at_eu_after_s"] = round(settled(proxy.records, begin, 1.1 * RTTS["eu"]), 1)
-    found["back_after_s"] = round(settled(proxy.records, finish, 1.1 * RTTS["us"]), 1)
+    found["median_at_eu_after_s"] = round(settled(proxy.records, begin, _usual(rtts["eu"])), 1)
+    found["back_after_s"] = round(settled(proxy.records, finish, _usual(rtts["us"])), 1)
     found["extra"] = _extra(proxy)
     found["changes"] = _changes(proxy)
     return found
@@ -131,30 +139,30 @@ def _lossy(site: Site, on: bool) -> None:
     site.loss = 0.02 if on else 0.0
 
 
-def _far(site: Site, on: bool) -> None:
-    site.rtt = 0.4 if on else 0.06
+def _far(site: Site, on: bool, usual: float) -> None:
+    site.rtt = 0.4 if on else usual
 
 
-def grey(fault: Callable[[Site, bool], None], **settings: Any) -> Result:
+def grey(fault: Callable[[Site, bool], None], rtts: dict[str, float] = RTTS, **settings: Any) -> Result:
     """A fault that lasts from second 20 to the end: what clients see meanwhile."""
-    proxy = one_proxy(fault, window=(20.0, 200.0), **settings)
+    proxy = one_proxy(fault, window=(20.0, 200.0), rtts=rtts, **settings)
     during = between(proxy.records, 20.0, END)
-    found = summary(during, RTTS["us"])
+    found = summary(during, rtts["us"])
     found["shares"] = shares_of(during)
     begun = sum(20.0 <= r.start < END for r in proxy.records)
     found["extra"] = round(sum(r.attempts - 1 for r in during) / max(1, begun), 4)
-    found["first_10_s"] = summary(between(proxy.records, 20.0, 30.0), RTTS["us"])
+    found["first_10_s"] = summary(between(proxy.records, 20.0, 30.0), rtts["us"])
     found["changes"] = _changes(proxy)
     return found
 
 
-def rtt_rise(**settings: Any) -> Result:
-    """The path to us gets longer: 60 to 400 ms."""
-    proxy = one_proxy(_far, **settings)
+def rtt_rise(rtts: dict[str, float] = RTTS, **settings: Any) -> Result:
+    """The path to us gets longer: to 400 ms."""
+    proxy = one_proxy(lambda site, on: _far(site, on, rtts["us"]), rtts=rtts, **settings)
     begin, finish = FAULT
-    found = summary(between(proxy.records, begin, finish), RTTS["us"])
-    found["median_at_eu_after_s"] = round(settled(proxy.records, begin, 1.1 * RTTS["eu"]), 1)
-    found["back_after_s"] = round(settled(proxy.records, finish, 1.1 * RTTS["us"]), 1)
+    found = summary(between(proxy.records, begin, finish), rtts["us"])
+    found["median_at_eu_after_s"] = round(settled(proxy.records, begin, _usual(rtts["eu"])), 1)
+    found["back_after_s"] = round(settled(proxy.records, finish, _usual(rtts["us"])), 1)
     found["changes"] = _changes(proxy)
     return found
 
@@ -177,9 +185,15 @@ SCENARIOS: Final[dict[str, Callable[..., Result]]] = {
     "fleet": fleet,
     "storm": storm,
     "spike": spike,
+    "unequal": unequal,
+    "longpolls": long_polls,
     "tail": lambda **settings: {"rows": tail_at_scale(**settings)},
     "choice": choices,
 }
+
+
+ON_PATHS: Final = frozenset(SCENARIOS) - {"tail", "choice", "unequal"}
+"""Those with three regions at some distance."""
 
 
 def plot(folder: Path, seed: int) -> None:
@@ -216,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plots", type=Path, metavar="FOLDER", help="write the figures of docs/routing.md there instead"
     )
+    parser.add_argument("--near", action="store_true", help="the proxy stands beside us: 0.5, 30 and 80 ms")
     options = parser.parse_args(arguments)
     unknown = set(options.scenario) - set(SCENARIOS)
     if unknown:
@@ -223,7 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.plots:
         plot(options.plots, options.seed)
         return 0
-    results = {name: SCENARIOS[name](seed=options.seed) for name in options.scenario or SCENARIOS}
+    if options.near:
+        wanted = [name for name in options.scenario or SCENARIOS if name in ON_PATHS]
+        results = {name: SCENARIOS[name](seed=options.seed, rtts=NEAR) for name in wanted}
+    else:
+        results = {name: SCENARIOS[name](seed=options.seed) for name in options.scenario or SCENARIOS}
     if options.json:
         print(json.dumps(results, indent=2))
     else:

@@ -90,16 +90,18 @@ class Site:
             way += max(RETRANSMIT_S, self.rtt + 0.2)
         return way
 
-    def send(self, answered: Callable[[int], None], failed: Callable[[Outcome], None]) -> None:
-        """A request leaves for this site over a warm connection."""
+    def send(
+        self, answered: Callable[[int], None], failed: Callable[[Outcome], None], work: float | None = None
+    ) -> None:
+        """A request leaves for this site over a warm connection. `work`: its own seconds, in place of `service`'s."""
         if self.refuse:
             self.clock.after(self.half() + self.rtt / 2, failed, Outcome.CONNECT_FAILED)
         elif self.reset:
             self.clock.after(self.half() + self.rtt / 2, failed, Outcome.RESET)
         elif not self.dark:
-            self.clock.after(self.half(), self._arrive, answered)
+            self.clock.after(self.half(), self._arrive, answered, work)
 
-    def _arrive(self, answered: Callable[[int], None]) -> None:
+    def _arrive(self, answered: Callable[[int], None], work: float | None) -> None:
         if self.dark:
             return
         self.received += 1
@@ -108,7 +110,7 @@ class Site:
         if self.status != 200:
             self._answer(answered, self.status)
             return
-        seconds = self.service(self.rng)
+        seconds = self.service(self.rng) if work is None else work
         if self.late_share and self.rng.random() < self.late_share:
             self.clock.after(self.late_by + seconds, self._answer, answered, 200)
         elif not self.servers:
@@ -150,6 +152,7 @@ class Record:
     status: int
     region: str
     attempts: int
+    first: str  # the region of the first try; "": there was none
 
 
 class Proxy:
@@ -163,8 +166,9 @@ class Proxy:
         self.records: list[Record] = []
         self.changes: list[tuple[float, Change]] = []
         self.hedges = self.retries = self.requests = self.attempts = 0
-        self.open: set[Request] = set()
+        self.open: dict[Request, None] = {}  # in the order of their arrival, or no two runs would be the same
         self.hedge_after: float | None = None  # a fixed delay in place of the policy's
+        self.work: Callable[[random.Random], float] | None = None  # what a request takes wherever it goes
         self._unacknowledged: dict[EndpointState, float] = {}
         for endpoint in self.balancer.endpoints:
             endpoint.pool = sites[endpoint.region.name][endpoint.index]
@@ -245,7 +249,7 @@ class Attempt:
         proxy = self.request.proxy
         proxy.attempts += 1
         proxy.balancer.begin(self.endpoint, self.start)
-        self.endpoint.pool.send(self._answered, self._failed)
+        self.endpoint.pool.send(self._answered, self._failed, self.request.work)
         proxy.clock.after(proxy.upstream.timeouts.response, self._failed, Outcome.TIMEOUT)
 
     def close(self, outcome: Outcome, status: int = 0, winner: float = 0.0) -> None:
@@ -268,7 +272,7 @@ class Attempt:
 class Request:
     """One client request: what the proxy's Exchange does with the balancer."""
 
-    __slots__ = ("attempts", "done", "proxy", "retries", "safe", "start")
+    __slots__ = ("attempts", "done", "proxy", "retries", "safe", "start", "work")
 
     def __init__(self, proxy: Proxy, safe: bool) -> None:
         self.proxy = proxy
@@ -277,6 +281,7 @@ class Request:
         self.attempts: list[Attempt] = []
         self.retries = 0
         self.done = False
+        self.work = proxy.work(proxy.rng) if proxy.work is not None else None
 
     def begin(self) -> None:
         """Route it."""
@@ -286,7 +291,7 @@ class Request:
         if endpoint is None:
             self._finish(503, "")
             return
-        self.proxy.open.add(self)
+        self.proxy.open[self] = None
         self._try(endpoint)
         delay = self.proxy.hedge_after
         if delay is None and self.safe:
@@ -357,9 +362,10 @@ class Request:
 
     def _finish(self, status: int, region: str, winner: float = 0.0) -> None:
         self.done = True
-        self.proxy.open.discard(self)
+        self.proxy.open.pop(self, None)
         for attempt in self.attempts:
             if attempt.open:
                 attempt.close(Outcome.HEDGE_LOST, winner=winner)
         latency = self.proxy.clock.now - self.start
-        self.proxy.records.append(Record(self.start, latency, status, region, len(self.attempts)))
+        first = self.attempts[0].endpoint.region.name if self.attempts else ""
+        self.proxy.records.append(Record(self.start, latency, status, region, len(self.attempts), first))

@@ -49,6 +49,10 @@ def _stands_by(region: RegionState, now: float) -> bool:
     return region.in_flight < region.max_in_flight and region.admission(now) > 0.0
 
 
+def _is_left(region: RegionState, now: float) -> bool:
+    return region.in_flight < region.max_in_flight and region.health.operator_until is None
+
+
 class Balancer(Ledger):
     """See the module. Not thread-safe; every method is quick, none waits."""
 
@@ -96,12 +100,13 @@ class Balancer(Ledger):
         """The rest of `pick`: sessions, endpoints to avoid, and spilling over when a region is full.
 
         First regions below their limit, then those that are crowded but below the configured limit, then the standby
-        ones; and only when all of them are full what was to be avoided. What is drained gets nothing.
+        ones, then what was drained by evidence: it may fail, and a refusal is sure to. Only when all of them are full
+        what was to be avoided. What an operator drained gets nothing.
         """
         hashed = session_key(key) if key is not None else None
         preference = self._preference(hashed)
         for avoided in (avoid, ()) if avoid else ((),):
-            for takes in (_has_room, _has_some_room, _stands_by):
+            for takes in (_has_room, _has_some_room, _stands_by, _is_left):
                 for region in preference:
                     usable = region.usable
                     if avoided:
@@ -126,9 +131,11 @@ class Balancer(Ledger):
     def pick_alternate(self, now: float, tried: Sequence[EndpointState], warm_only: bool) -> EndpointState | None:
         """Where a second attempt of a request should go: for hedges (`warm_only`) and retries. None: nowhere.
 
-        The region that should answer first: its cost, times one more for every bad event in a row, so that an
-        isolated slow answer is tried again nearby, and whatever looks like an outage elsewhere. Within it an
-        endpoint that was not tried; the same one (over another connection) where there is no other.
+        A retry leaves what failed, however far the next one is: the endpoint first, and after two tries the region.
+        Regions in use come first, then a standby, then what was drained by evidence, then endpoints that were tried
+        already, and last what an operator drained.
+        A hedge goes to the region that should answer first: an isolated slow answer is tried again nearby. But where
+        anything failed since the last answer, or answers stopped, or two tries wait already, it leaves.
         """
         return alternate(self.regions, now, tried, warm_only)
 
@@ -236,6 +243,7 @@ class Balancer(Ledger):
         """An operator's drain, until then or until `undrain`. KeyError: no such region."""
         state = self._region(region)
         change = state.health.drain(now, until)
+        state.forget_probes()
         self.refresh_table(now, 0.0)
         return change
 
@@ -272,6 +280,8 @@ class Balancer(Ledger):
             if region.name in learnt:
                 region.adopt(learnt[region.name], self.upstream.drain)
         self.endpoints = [endpoint for region in self.regions for endpoint in region.endpoints]
+        for endpoint in old.endpoints:
+            endpoint.departed = endpoint not in self.endpoints
         for settings, budget in old._budgets.items():
             if settings in self._budgets:
                 self._budgets[settings] = budget

@@ -18,6 +18,7 @@ from hashlib import blake2b
 from math import exp, inf, log
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from .drain import DrainState
 from .model import Policy
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ SHARE_MOVE_S: Final = 0.5
 
 What fails moves at once, through admission; what is merely slower moves smoothly.
 """
+
+_WORN: Final = 4
+_AGAIN: Final = 8
+_OPERATORS: Final = 16
+_NOWHERE: Final = 1 << 30
+"""Ranks of a further try, the lower the better: see `_rank_retry`."""
 
 _MASK: Final = (1 << 64) - 1
 
@@ -123,36 +130,67 @@ def alternate(
 ) -> EndpointState | None:
     """Where a second attempt goes; see `Balancer.pick_alternate`."""
     best: EndpointState | None = None
-    best_load = inf
+    best_rank, best_load = _NOWHERE, inf
     # A hedge into a queue makes the queue longer; only what flees a dead region may.
     flees = not warm_only or any(endpoint.region.health.streak or endpoint.region.quiet(now) for endpoint in tried)
     for region in regions:
         if region.in_flight >= region.max_in_flight or (region.crowded and not flees):
             continue
-        expected = _expected(region, now, tried)
+        tries = sum(endpoint.region is region for endpoint in tried)
+        rank = _rank_hedge(region, now, tries) if warm_only else _rank_retry(region, now, tries)
+        expected = _expected(region, now, 0 if warm_only else tries)
         for endpoint in region.usable:
             if now < endpoint.not_before or (warm_only and endpoint.ready < 1):
                 continue
+            own_rank = rank
             load = expected * (1.0 + 0.01 * endpoint.in_flight) + endpoint.load(now) * 1e-3
             if endpoint.ready < 1:
                 load += 2 * endpoint.floor.value
             if endpoint in tried:
-                load *= 1.1 if warm_only else 4.0
-            if load < best_load:
-                best, best_load = endpoint, load
+                if warm_only:
+                    load *= 1.1
+                else:
+                    own_rank += _AGAIN
+            if own_rank < best_rank or (own_rank == best_rank and load < best_load):
+                best, best_rank, best_load = endpoint, own_rank, load
     return best
 
 
-def _expected(region: RegionState, now: float, tried: Sequence[EndpointState]) -> float:
-    """Seconds that an attempt should take there, times how doubtful an answer is."""
-    expected = region.likely * (1 + region.health.streak)
+def _rank_retry(region: RegionState, now: float, tries: int) -> int:
+    """How unwelcome a try after a failure is in this region: a matter of order, whatever the distances. The region must
+    not have failed the request twice, nor look as if it failed everybody; then it should be in use.
+    """
+    worn = tries > 1 or region.state is DrainState.SUSPECT
+    return _out_of_use(region, now) + (_WORN if worn else 0)
+
+
+def _rank_hedge(region: RegionState, now: float, tries: int) -> int:
+    """The same for a try beside one that is only late: two in one region are enough, if the second is late too it is no
+    accident; and where something failed since the last answer, or answers stopped, it is no accident either.
+    """
+    doubtful = tries > 1 or region.health.streak > 0 or region.quiet(now)
+    return 2 * _out_of_use(region, now) + (1 if doubtful else 0)
+
+
+def _out_of_use(region: RegionState, now: float) -> int:
+    """0: it takes requests; then a standby, then what was drained, and after everything what an operator drained."""
+    if region.health.operator_until is not None:
+        return _OPERATORS
+    if region.weight:
+        return 0
+    return 1 if region.admission(now) > 0.0 else 2
+
+
+def _expected(region: RegionState, now: float, failed: int) -> float:
+    """Seconds that an attempt should take there, times how doubtful an answer is. `failed`: how many of the bad events
+    in a row are this request's own, and known as such.
+    """
+    expected = region.likely * (1 + max(0, region.health.streak - failed))
     if region.quiet(now):
         expected *= 4.0
-    if sum(endpoint.region is region for endpoint in tried) > 1:
-        expected *= 4.0  # two tries in one region are enough: if the second is late too, it is no accident
     if region.in_flight >= region.limit:
         expected *= 2.0
-    return expected if region.weight else expected + 1e3  # drained, or a standby: only where there is nothing else
+    return expected
 
 
 def closeness(costs: Sequence[float], spread: float) -> list[float]:

@@ -15,9 +15,11 @@ SUSPECT → HEALTHY   `GOOD` answers in a row, and fewer than half of the attemp
 SUSPECT → DRAINED   2 × `after` bad events in a row; or no answer for `SUSPECT_S` while requests fail; or half of the
                     attempts bad for as long; or bytes unacknowledged for `UNANSWERED_DRAIN_S`; or no endpoint passes
                     its checks. Only while the cap allows it (`max_drained`, the caller's to say).
-DRAINED → PROBING   after the hold: `hold` × 2^flaps, jittered, `HOLD_MAX_S` at most.
-PROBING → RAMPING   when the last `PROBES` probes were good. Good probes during the hold count; a failed one only
-                    starts the count anew. Where nobody probes, after `PATIENCE_S`.
+DRAINED → PROBING   after the hold: `hold` × 2^flaps, jittered, `HOLD_MAX_S` at most. At once when its last `PROBES`
+                    probes were good and all that is left would be drained too, were it not for the cap.
+PROBING → RAMPING   when the last `PROBES` probes of half of the endpoints in use were good. Good probes during the
+                    hold count; a failed one only starts its endpoint's count anew, and what is ejected counts for
+                    nothing. Where nobody probes, after `PATIENCE_S`.
 RAMPING → HEALTHY   after `ramp` seconds, the admission growing linearly.
 RAMPING → DRAINED   on what would make a healthy region suspect; that is a flap, and it doubles the next hold.
                     `FORGET` holds of health forget the flaps.
@@ -86,7 +88,6 @@ class RegionHealth:
     __slots__ = (
         "_bad_at",
         "_bads",
-        "_cause",
         "_counted_at",
         "_faults",
         "_goods",
@@ -95,8 +96,10 @@ class RegionHealth:
         "_last_good",
         "_probed",
         "_unanswered",
+        "cause",
         "flaps",
         "good_row",
+        "kept_in",
         "name",
         "operator_until",
         "probes_good",
@@ -114,6 +117,7 @@ class RegionHealth:
         self.streak = 0
         self.good_row = 0
         self.probes_good = 0
+        self.kept_in = False  # what would drain it is there, but for the cap
         self.operator_until: float | None = None
         self.settings = settings
         self._bads = self._goods = self._faults = 0.0
@@ -121,7 +125,7 @@ class RegionHealth:
         self._bad_at = -1.0
         self._last_good = now
         self._unanswered = 0.0
-        self._cause = ""
+        self.cause = ""
         self._hold = 0.0
         self._jitter = 1.0
         self._probed = False
@@ -149,7 +153,7 @@ class RegionHealth:
         if now - self._bad_at >= SAME_S:
             self.streak += 1
             self._bad_at = now
-            self._cause = cause
+            self.cause = cause
             if cause != LATE:
                 self._faults += 1
 
@@ -160,9 +164,11 @@ class RegionHealth:
         if seconds > 4 * rtt and now - seconds >= self._last_good:
             self._unanswered = max(self._unanswered, seconds)
 
-    def probe(self, ok: bool) -> None:
-        """A probe (a check, a dial, a PING) ended."""
-        self.probes_good = self.probes_good + 1 if ok else 0
+    def probe(self, row: int) -> None:
+        """A probe (a check, a dial, a PING) ended. `row`: the good ones in a row that the better half of the endpoints
+        in use has had, each counted by itself.
+        """
+        self.probes_good = row
         self._probed = True
 
     # The machine.
@@ -187,7 +193,7 @@ class RegionHealth:
     def _healthy(self, now: float, may_drain: bool, jitter: float) -> Change | None:
         evidence = self._suspicion(now, 1)
         if evidence:
-            return self._enter(DrainState.SUSPECT, now, evidence, self._cause)
+            return self._enter(DrainState.SUSPECT, now, evidence, self.cause)
         if self.flaps and now - self.since > FORGET * self._hold:
             self.flaps = 0
         return None
@@ -199,6 +205,7 @@ class RegionHealth:
             evidence = f"no answer for {now - self._last_good:.1f} s while requests failed"
         if not evidence and lasting and self._failing():
             evidence = self._failing_evidence()
+        self.kept_in = bool(evidence) and not may_drain
         if evidence:
             return self._drain(now, evidence, jitter) if may_drain else None
         if self.good_row >= GOOD and not self._failing():
@@ -210,7 +217,7 @@ class RegionHealth:
     def _drained(self, now: float, may_drain: bool, jitter: float) -> Change | None:
         if now - self.since < self._hold * self._jitter:
             return None
-        return self._enter(DrainState.PROBING, now, f"held for {now - self.since:.1f} s", self._cause)
+        return self._enter(DrainState.PROBING, now, f"held for {now - self.since:.1f} s", self.cause)
 
     def _probing(self, now: float, may_drain: bool, jitter: float) -> Change | None:
         if self.probes_good >= PROBES:
@@ -231,12 +238,12 @@ class RegionHealth:
     def _suspicion(self, now: float, times: int) -> str:
         """Evidence worth `times` a suspicion, or ""."""
         if self.streak >= times * self.settings.after:
-            label = self._cause.replace("_", " ")
+            label = self.cause.replace("_", " ")
             return f"{self.streak} bad in a row ({label}), last answer {now - self._last_good:.2f} s ago"
         if times == 1 and self._failing():
             return self._failing_evidence()
         if self._unanswered >= (UNANSWERED_SUSPECT_S if times == 1 else UNANSWERED_DRAIN_S):
-            self._cause = "blackhole"
+            self.cause = "blackhole"
             return f"nothing acknowledged for {self._unanswered:.2f} s"
         return ""
 
@@ -248,23 +255,29 @@ class RegionHealth:
         total = self._bads + self._goods
         return f"{self._bads / total:.0%} of the last {total:.0f} attempts failed"
 
+    def release(self, now: float) -> Change | None:
+        """The regions that are left fail: end the hold at once, if the last probes were good."""
+        if self.state is not DrainState.DRAINED or self.operator_until is not None or self.probes_good < PROBES:
+            return None
+        return self._enter(DrainState.PROBING, now, "the regions that are left fail", self.cause)
+
     def no_endpoints(self, now: float, may_drain: bool, jitter: float) -> Change | None:
         """Every endpoint failed its checks."""
         if not may_drain or self.state in (DrainState.DRAINED, DrainState.PROBING):
             return None
-        self._cause = "health_checks"
+        self.cause = "health_checks"
         return self._drain(now, "no endpoint passes its health checks", jitter)
 
     def _drain(self, now: float, evidence: str, jitter: float) -> Change:
         self._hold = min(self.settings.hold * 2**self.flaps, HOLD_MAX_S)
         self._jitter = 1.0 + 0.2 * jitter
         self.probes_good = 0
-        return self._enter(DrainState.DRAINED, now, evidence, self._cause)
+        return self._enter(DrainState.DRAINED, now, evidence, self.cause)
 
     def _enter(self, state: DrainState, now: float, evidence: str, cause: str) -> Change:
         before, self.state, self.since = self.state, state, now
         self.good_row = 0
-        self._probed = False
+        self._probed = self.kept_in = False
         if state in (DrainState.HEALTHY, DrainState.RAMPING, DrainState.DRAINED):
             self.streak = 0
             self._bads = self._goods = self._faults = 0.0

@@ -6,9 +6,11 @@
 | 503 | a failure; no second attempts until its `retry-after` | bad, and a little less headroom: it is full |
 | another 5xx | a failure: one that does nothing else is an outlier | an answer: it is the application's error |
 | lost to a hedge after it was due | at least this slow | bad, and one for the tail |
+| lost to a hedge within a second, before the region has shown what is usual | as above | nothing: hedges wait longer |
 | lost to an attempt that took longer | at least this slow | nothing: it only started later |
 | lost before it was due | nothing | nothing: the other was quicker |
 | the client left | at least this slow, once it was late | nothing |
+| any of these, while it is ejected and others are not | as above | nothing |
 | neutral: what the client (its limits, pace, head) or the proxy (descriptors, ports, pool) caused | nothing | nothing |
 
 Only OK endings give latencies: a failure never makes an endpoint look near, whatever it took.
@@ -19,7 +21,7 @@ from __future__ import annotations
 from typing import Final
 
 from .outlier import RETRY_AFTER_MAX_S
-from .region import RegionState
+from .region import UNKNOWN_S, RegionState
 from .retry import RETRYABLE_STATUSES
 from .state import EndpointState, Outcome
 
@@ -52,6 +54,11 @@ def charge(
         if outcome is Outcome.CANCELLED or elapsed < winner:
             region.hedge_service += (service - region.hedge_service) * HEDGE_ALPHA
             return ""
+        if not ep.speaks_for_region:
+            return ""
+        if not region.usual and elapsed < UNKNOWN_S:
+            region.be_patient(service)
+            return ""
         region.counts.current.lost += 1
         _learn_excess(region, elapsed - region.expected)
         ep.outlier.lose(now)
@@ -59,7 +66,10 @@ def charge(
     if retry_after > 0.0:
         ep.not_before = max(ep.not_before, now + min(retry_after, RETRY_AFTER_MAX_S))
     ep.service.observe_at_least(now, FAILED_SERVICE_S)
-    ep.outlier.fail(now, handshake=outcome in _HANDSHAKES, retry_after=retry_after)
+    handshake, tls = outcome in _HANDSHAKES, outcome is Outcome.HANDSHAKE_FAILED
+    ep.outlier.fail(now, handshake=handshake, tls=tls, retry_after=retry_after)
+    if not ep.speaks_for_region:
+        return ""
     if outcome is not Outcome.ERROR_STATUS:
         _count_failure(region, elapsed)
         return str(outcome.value)

@@ -96,7 +96,8 @@ def due(late: float, pays: float, hedge: Hedge) -> float:
 def plan(regions: Sequence[RegionState], now: float, delay_max: float) -> None:
     """Set every region's `late_after` and `hedge_after` by the healthy regions' percentile.
 
-    A sick region keeps that of its better days; a region without answers of its own gets the others'.
+    A sick region keeps that of its better days. One with few answers of its own, or none, gets the others', or longer:
+    it may be slower than they are, and could not show it if every one of its answers came second.
     """
     well = [region for region in regions if region.well(now)]
     for region in well:
@@ -107,7 +108,7 @@ def plan(regions: Sequence[RegionState], now: float, delay_max: float) -> None:
         if region.p95_well_at > -inf:
             p95 = region.p95_well
         else:
-            p95 = region.p95 if region.survivors else others
+            p95 = region.p95 if region.survivors else max(others, region.usual, region.patience)
         region.late_after = late_after(p95, region.path)
         region.hedge_after = pays_after(min(region.late_after, delay_max), region.survivors, region.path, quickest)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from .choice import name_key
-from .drain import Change, DrainState
+from .drain import LATE, Change, DrainState
 from .evidence import ALPHA, HEDGE_ALPHA, charge
 from .latency import bucket_of
 from .outlier import OutlierState
@@ -79,6 +79,8 @@ class Ledger:
         region = ep.region
         region.in_flight -= 1
         if outcome is not Outcome.OK:
+            if ep.departed:
+                return
             cause = charge(ep, now, outcome, elapsed, status, retry_after or 0.0, winner)
             if cause:
                 self._bad(region, now, cause)
@@ -141,33 +143,31 @@ class Ledger:
 
     def observe_connect(self, ep: EndpointState, now: float, ok: bool, elapsed: float, phase: str) -> None:
         """A dial's phase ended: `tcp` (one round trip) or `tls`."""
+        if ep.departed:
+            return
         if not ok:
-            ep.outlier.fail(now, handshake=True)
-            if not self._others_connect(ep):
+            ep.outlier.fail(now, handshake=True, tls=phase == "tls")
+            if _all_out_of_reach(ep):
                 self._bad(ep.region, now, "connect_failed" if phase == "tcp" else "handshake_failed")
-        elif phase == "tcp":
+            return
+        ep.outlier.connected(phase == "tls")
+        if phase == "tcp":
             self.observe_rtt(ep, now, elapsed)
         elif _near(ep):
             ep.floor.observe(now, elapsed)  # TLS ends behind it: no less than a round trip
 
-    @staticmethod
-    def _others_connect(ep: EndpointState) -> bool:
-        """Whether another endpoint of the region can be reached: then the fault is the endpoint's, not the region's."""
-        return any(
-            other is not ep and other.outlier.state is OutlierState.OK and not other.outlier.handshakes and other.ready
-            for other in ep.region.endpoints
-        )
-
     def observe_probe(self, ep: EndpointState, now: float, ok: bool, elapsed: float) -> None:
         """An active check, or a probe that `probes_wanted` asked for, ended."""
+        if ep.departed:
+            return
         ep.outlier.probe(ok)
-        ep.region.health.probe(ok)
+        ep.region.health.probe(ep.region.probes_row)
         if ok:
             if not _near(ep):
                 ep.floor.at_most(elapsed)
             elif elapsed > NEAR_S:
                 ep.floor.observe(now, elapsed)  # a check's request and answer; a dial's TCP would be below
-        elif ep.region.state is not DrainState.HEALTHY or ep.region.health.streak:
+        elif (ep.region.state is not DrainState.HEALTHY or ep.region.health.streak) and _all_out_of_reach(ep):
             self._bad(ep.region, now, "probe_failed")
 
     def observe_unanswered(self, ep: EndpointState, now: float, seconds: float) -> None:
@@ -176,6 +176,8 @@ class Ledger:
         Call it again while it lasts.
         """
         region = ep.region
+        if ep.departed or not ep.speaks_for_region:
+            return
         if region.last_good > now - seconds:
             if ep.last_good < now - seconds and seconds > 1.0 + 4 * ep.floor.value:
                 ep.outlier.unreachable()  # the others answer: it is this endpoint
@@ -206,14 +208,35 @@ class Ledger:
         """Let the region's state machine move; a change takes effect at once."""
         out = sum(other.health.out for other in self.regions if other is not region)
         may_drain = out + 1 <= self.upstream.drain.max_drained * len(self.regions)
+        if region.health.out:  # endpoints come and go without a probe
+            region.health.probes_good = region.probes_row
         change = region.health.tick(now, may_drain, self._random())
+        if change is None and region.health.out and self._nothing_left(now):
+            change = region.health.release(now)
         if change is None and region.stranded:
             change = region.health.no_endpoints(now, may_drain, self._random())
         if change is not None:
             if change.after is DrainState.RAMPING:
                 region.forget_tail(now)
+                if region.health.flaps and region.health.cause == LATE:
+                    region.forget_usual()
+            elif change.after is DrainState.DRAINED:
+                region.forget_probes()
             self.changes.append(change)
             self.refresh_table(now, 0.0)
+
+    def _nothing_left(self, now: float) -> bool:
+        """Whether every region that takes requests is kept in by the cap alone."""
+        return all(region.health.kept_in for region in self.regions if region.admission(now) > 0.0)
+
+
+def _all_out_of_reach(ep: EndpointState) -> bool:
+    """Whether a failed dial or probe of this endpoint speaks against its region: only where none of the endpoints in
+    use can be reached, as far as anybody has tried. One that nobody tried yet convicts no region.
+    """
+    if ep.region.stranded:
+        return True
+    return ep.speaks_for_region and all(other.outlier.out_of_reach for other in ep.region.usable)
 
 
 def _near(ep: EndpointState) -> bool:

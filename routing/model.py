@@ -132,7 +132,7 @@ class Match:
 class Route:
     """Where a matching request goes, and what it overrides. `hedge`/`retry` None: off.
 
-    All values are effective ones (inherited already).
+    All values are effective ones (inherited already). `upgrades` (lower case) and `connect`: which tunnels it takes.
     """
 
     match: Match
@@ -141,3 +141,5 @@ class Route:
     retry: Retry | None = field(default_factory=Retry)
     hedge: Hedge | None = field(default_factory=Hedge)
     early_data: bool = False
+    upgrades: tuple[bytes, ...] = (b"websocket",)
+    connect: bool = False

@@ -56,6 +56,7 @@ class Outlier:
         "_forgiven",
         "_losing_since",
         "_lost_at",
+        "_tls_failed",
         "answers",
         "ejections",
         "evidence",
@@ -63,6 +64,7 @@ class Outlier:
         "handshakes",
         "losses",
         "probes_failed",
+        "probes_good",
         "retry_after",
         "state",
         "trials",
@@ -74,11 +76,13 @@ class Outlier:
         self.until = 0.0
         self.ejections = 0
         self.evidence = ""
-        self.failures = self.handshakes = self.losses = self.probes_failed = self.trials = 0
+        self.failures = self.handshakes = self.losses = self.trials = 0
+        self.probes_failed = self.probes_good = 0  # in a row
         self.retry_after = 0.0
         self.answers = self._failed = 0.0
         self._forgiven = self._losing_since = self._lost_at = 0.0
         self._failed_at = -1.0
+        self._tls_failed = False  # that is where the last failed dial ended
 
     def answer(self) -> None:
         """An attempt was answered well: every streak ends."""
@@ -87,14 +91,21 @@ class Outlier:
         if self.state is OutlierState.HALF_OPEN:
             self._trial()
 
-    def fail(self, now: float, *, handshake: bool = False, retry_after: float = 0.0) -> None:
-        """An attempt failed; `handshake`: before a request was sent."""
+    def fail(self, now: float, *, handshake: bool = False, tls: bool = False, retry_after: float = 0.0) -> None:
+        """An attempt failed; `handshake`: before a request was sent; `tls`: after TCP was connected."""
         self._failed += 1
         if now - self._failed_at >= SAME_S:
             self.failures += 1
-            self.handshakes += handshake
+            if handshake:
+                self.handshakes += 1
+                self._tls_failed = tls
             self._failed_at = now
         self.retry_after = min(max(self.retry_after, retry_after), RETRY_AFTER_MAX_S)
+
+    def connected(self, tls: bool) -> None:
+        """A dial's TCP, or TLS, phase ended well: the row of failed ones ends where that is the phase that failed."""
+        if tls or not self._tls_failed:
+            self.handshakes = 0
 
     def lose(self, now: float) -> None:
         """An attempt lost to a hedge after it should have been answered."""
@@ -108,10 +119,20 @@ class Outlier:
         self.failures = max(self.failures, FAILURES)
 
     def probe(self, ok: bool) -> None:
-        """An active check ended."""
-        self.probes_failed = 0 if ok else self.probes_failed + 1
-        if ok and self.state is OutlierState.HALF_OPEN:
+        """An active check, or a probe, ended."""
+        if not ok:
+            self.probes_failed += 1
+            self.probes_good = 0
+            return
+        self.probes_failed = self.handshakes = 0
+        self.probes_good += 1
+        if self.state is OutlierState.HALF_OPEN:
             self._trial()
+
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether its last dials or probes failed."""
+        return self.handshakes > 0 or self.probes_failed > 0
 
     def _trial(self) -> None:
         self.trials += 1

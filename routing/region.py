@@ -42,12 +42,23 @@ among unknown ones.
 
 WELL_S: Final = 30.0
 
+FEW: Final = 3
+USUAL: Final = 2.0
+"""Of a region's first answers, or its few, the median of `FEW` or more times this is usual, until a percentile says
+more.
+"""
+
+PATIENCE: Final = 4.0
+"""A region that never answered before its hedges gets this much more time with every one that it loses."""
+
 MEDIAN_MIN: Final = 10
 QUANTILES_MIN: Final = 30
 
 INFLATED: Final = 1.3
 CROWD: Final = 1.5
 CROWD_MIN: Final = 4
+CROWD_UNSHOWN: Final = 16
+"""A region that never answered may be slow, or dead: so many may wait there to find out."""
 UNLIMITED: Final = 1 << 60
 
 HEADROOM_MIN: Final = 0.05
@@ -90,6 +101,7 @@ class RegionState:
         "p95_well_at",
         "p99",
         "path",
+        "patience",
         "region",
         "service",
         "service_known_at",
@@ -100,6 +112,7 @@ class RegionState:
         "tail",
         "told",
         "usable",
+        "usual",
         "weight",
     )
 
@@ -132,6 +145,8 @@ class RegionState:
         self.p50 = self.p95 = self.p99 = 0.0
         self.p95_well = 0.0  # the last p95 of better days
         self.p95_well_at = -inf
+        self.usual = 0.0  # by its own answers, beyond the floor; 0: it has not shown yet
+        self.patience = 0.0  # what hedges wait beyond the floor until then
         self.survivors: list[tuple[float, float]] = []
         self.tail = 0.0
         self.excess = 0.0  # what a badly served request takes beyond a normal one
@@ -198,6 +213,21 @@ class RegionState:
         self.stranded = not usable
         self.usable = usable or list(self.endpoints)
 
+    @property
+    def probes_row(self) -> int:
+        """Good probes in a row at the better half of the endpoints in use. A dead one is ejected and not asked; one
+        that answers now and then holds nobody up.
+        """
+        if self.stranded:
+            return 0
+        rows = sorted((endpoint.outlier.probes_good for endpoint in self.usable), reverse=True)
+        return rows[(len(rows) - 1) // 2]
+
+    def forget_probes(self) -> None:
+        """It was drained: what was good before says nothing."""
+        for endpoint in self.endpoints:
+            endpoint.outlier.probes_good = 0
+
     def quiet(self, now: float) -> bool:
         """Whether answers stopped coming: requests are open, and four times the usual gap has passed."""
         since = now - max(self.last_good, self.busy_since + self.expected)
@@ -216,6 +246,8 @@ class RegionState:
             totals = self.counts.last()
             self.p50, self.p95, self.p99 = (totals.quantile(share) for share in (0.5, 0.95, 0.99))
             self.survivors = totals.survivors() if totals.answered >= QUANTILES_MIN else []
+            if totals.answered >= FEW:
+                self.usual = USUAL * self.p50
         # Where even usual answers are late it is no tail but a queue, or a fault that the drain sees.
         found = 0.0 if self.crowded else min(tail_share(self.counts.shares()), 1.5 * TAIL)
         if found >= self.tail:
@@ -255,6 +287,10 @@ class RegionState:
         if self.service_known_at < 0:
             self.baseline = self.service
 
+    def be_patient(self, service: float) -> None:
+        """It lost to a hedge after so long, and nobody knows yet what is usual here: let it show it."""
+        self.patience = max(self.patience, PATIENCE * service)
+
     def shed(self) -> None:
         """It answered 503: its share shrinks a little."""
         self.headroom = max(HEADROOM_MIN, self.headroom * (1.0 - self._step(SHED_STEP, SHED_PER_S)))
@@ -276,11 +312,14 @@ class RegionState:
         self.limit = self.max_in_flight
         if not self.known:
             return
-        crowd = max(CROWD_MIN, int(CROWD * arrivals * self.expected))
+        expected = self.expected
+        if self.service_known_at < 0.0:  # what others take is no measure of it
+            expected = max(expected, self.path + self.usual)
+        crowd = max(CROWD_MIN if self.usual else CROWD_UNSHOWN, int(CROWD * arrivals * expected))
         if self.in_flight - self.held < crowd // 2:
             return
-        stalled = now - max(self.last_good, self.busy_since) > CROWD * self.expected + 0.01
-        if stalled or self.elapsed > INFLATED * self.expected + 0.005:
+        stalled = now - max(self.last_good, self.busy_since) > CROWD * expected + 0.01
+        if stalled or self.elapsed > INFLATED * expected + 0.005:
             self.limit = min(self.limit, crowd + self.held)
 
     def well(self, now: float) -> bool:
@@ -315,6 +354,12 @@ class RegionState:
         self.elapsed = 0.0
         self.headroom = self.slack = 1.0
 
+    def forget_usual(self) -> None:
+        """It was drained for being late, twice: that may be what it is now. Hedges let it show that."""
+        self.usual = 0.0
+        self.p95_well_at = -inf
+        self.survivors = []
+
     def __repr__(self) -> str:
         return (
             f"<RegionState {self.name} {self.state.name.lower()}: weight {self.weight:.2f}, "
@@ -340,9 +385,11 @@ _LEARNT: Final = (
     "p95_well_at",
     "p99",
     "path",
+    "patience",
     "service",
     "service_known_at",
     "slack",
     "survivors",
     "tail",
+    "usual",
 )

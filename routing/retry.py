@@ -69,5 +69,5 @@ def parse_retry_after(value: bytes) -> float | None:
 
     Dates, which need a clock, and nonsense give None.
     """
-    value = value.strip()
+    value = value.strip(b" \t")
     return float(value) if value.isdigit() and len(value) <= 9 else None

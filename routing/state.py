@@ -39,6 +39,7 @@ class EndpointState:
     """
 
     __slots__ = (
+        "departed",
         "endpoint",
         "floor",
         "held",
@@ -60,6 +61,7 @@ class EndpointState:
         self.region = region
         self.index = index
         self.key = key
+        self.departed = False  # a reload took it away: how its last attempts end says nothing of its region
         self.in_flight = 0
         self.held = 0  # of them, answered and still open
         self.ready = 0
@@ -79,6 +81,11 @@ class EndpointState:
         if self.outlier.state is OutlierState.HALF_OPEN and self.in_flight:
             load += TRIAL_LOAD_S  # one trial at a time
         return load
+
+    @property
+    def speaks_for_region(self) -> bool:
+        """Whether what goes wrong here says anything about the region: not once it is ejected, unless all are."""
+        return self.outlier.state is not OutlierState.EJECTED or self.region.stranded
 
     @property
     def ejected_until(self) -> float:

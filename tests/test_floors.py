@@ -35,12 +35,13 @@ FUNCTION_LINES_MAX = 75
 LONGER = {
     # A state machine each, whose rules stand on top: to cut one in two would hide what depends on what.
     "proxy/upstream/connection.py": 480,
-    "proxy/exchange/exchange.py": 780,
+    "proxy/exchange/exchange.py": 800,
     "proxy/downstream/listener.py": 770,
-    "proxy/upstream/pool.py": 660,
+    "proxy/upstream/pool.py": 760,
     "proxy/http/connection.py": 500,
     "proxy/l4/tunnel.py": 600,
-    "proxy/process/worker.py": 430,
+    "proxy/process/program.py": 430,
+    "proxy/process/worker.py": 490,
     # A table of scenarios.
     "loadtests/wan/scenarios.py": 450,
 }
@@ -123,7 +124,7 @@ def test_codecs_are_without_io() -> None:
 
 def test_only_the_wiring_knows_the_worker() -> None:
     """Everything else is given what it needs."""
-    wiring = {"proxy/process/program.py", "proxy/process/supervisor.py", "proxy/process/worker.py", "proxy/commands.py"}
+    wiring = {"proxy/process/program.py", "proxy/process/supervisor.py", "proxy/process/worker.py", "proxy/process/check.py"}
     broken = []
     for path in sources("proxy"):
         if name(path) in wiring or name(path).startswith(ALSO_LOADTESTS):

@@ -36,7 +36,7 @@ class Admin:
         if self.address.startswith("unix:"):
             return _UnixConnection(self.address.removeprefix("unix:"))
         host, _, port = self.address.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not (port.isascii() and port.isdigit()):
             raise AdminError(f"--admin is HOST:PORT or unix:PATH, not {self.address!r}")
         return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=TIMEOUT_S)
 

@@ -112,6 +112,8 @@ def _route(route: RouteSection) -> model.Route:
         retry=_retry(route.retry),
         hedge=_hedge(route.hedge),
         early_data=bool(route.early_data),
+        upgrades=tuple(protocol.lower().encode() for protocol in route.upgrade),
+        connect=route.connect,
     )
 
 

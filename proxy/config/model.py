@@ -51,6 +51,9 @@ PathPattern = Annotated[
 Method = Annotated[str, text(r"^[!#$%&'*+.^_`|~0-9A-Z-]+$", "a method in capitals such as GET", str.upper)]
 HeaderName = Annotated[str, text(f"^{TOKEN}$", "the name of a header")]
 HeaderValue = Annotated[str, text(r"^[^\r\n\x00]*$", "the value of a header")]
+UpgradeProtocol = Annotated[
+    str, text(f"^{TOKEN}(?:/{TOKEN})?$", "the name of a protocol such as websocket", lambda given: given.strip())
+]
 Url = Annotated[str, text(r"^https?://[^\s/]+(?:/\S*)?$", "a URL such as http://127.0.0.1:4318")]
 
 
@@ -117,6 +120,12 @@ class RouteSection(Section):
     early_data: Flag | None = Field(
         default=None, description="Overrides the upstream's `tls.early_data`.", examples=["false"]
     )
+    upgrade: tuple[UpgradeProtocol, ...] = Field(
+        default=("websocket",),
+        description="What HTTP/1.1 requests may upgrade to; another `upgrade` is ignored. HTTP/2's extended CONNECT "
+        "knows `websocket`.",
+    )
+    connect: Flag = Field(default=False, description="Pass CONNECT on to the upstream, which is then a proxy itself.")
 
 
 class ListenerSection(Section):

@@ -38,12 +38,18 @@ def _endpoint(value: Any) -> Endpoint:
     return Endpoint(address.host, address.port, address.path)
 
 
+def _unmapped(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """Clients from `::ffff:10.0.0.0/104` are seen as IPv4 (`net.address`), so that is how the network is meant."""
+    first = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return network if first is None or network.prefixlen < 96 else IPv4Network((first, network.prefixlen - 96))
+
+
 def _network(value: Any) -> IPv4Network | IPv6Network:
     expected = f"expected a network such as 10.0.0.0/8 or an IP address, got {shown(value)}"
     if not isinstance(value, str):
         raise UnitError(expected)
     try:
-        return ip_network(value)
+        return _unmapped(ip_network(value))
     except ValueError:
         pass
     try:

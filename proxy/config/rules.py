@@ -26,6 +26,8 @@ NOT_AVAILABLE: dict[str, str] = {
 }
 """Keys of later work (`[]` any item, `*` any name, `=x` that value), refused unless off. Delete a line to land it."""
 
+NEVER_UPGRADED: Final = frozenset(("h2c", "h2", "h3", "http", "tls"))
+"""`proxy.http.semantics` drops them before a route is asked."""
 SESSION_KEY_BYTES_MIN: Final = 16
 _NAMED_MAX: Final = 8
 
@@ -182,6 +184,13 @@ def _route(listener: ListenerSection, route: RouteSection, at: Path) -> Iterator
             if given:
                 what = f"{listener.protocol} listeners see no {key}, only server names (host)"
                 yield Broken((*at, "match", key), what)
+        for key in ("upgrade", "connect"):
+            if getattr(route, key) != RouteSection.model_fields[key].default:
+                yield Broken((*at, key), f"{listener.protocol} listeners see no requests, only connections")
+    for number, protocol in enumerate(route.upgrade):
+        if isinstance(protocol, str) and protocol.lower().partition("/")[0] in NEVER_UPGRADED:
+            what = f"{protocol} is never passed on: its requests would reach the origin unread"
+            yield Broken((*at, "upgrade", number), what, "websocket")
     if listener.protocol == "tcp" and listener.tls is None and match.host:
         yield Broken((*at, "match", "host"), "a tcp listener without tls sees no server name", "protocol: sni")
     if route.timeout is not None and route.timeouts is not None and "total" in route.timeouts.model_fields_set:

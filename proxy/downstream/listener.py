@@ -30,6 +30,7 @@ from proxy.http.connection import WRITE_HIGH_WATER, Connection, ConnectionStream
 from proxy.http.h1 import H1Limits, H1ServerCodec
 from proxy.http.h2 import H2Limits, H2ServerCodec
 from proxy.http.message import HeadersReceived, HeadRefused, RequestHead, ResponseHead
+from proxy.net.address import unmapped
 from proxy.observe.access_line import access_line
 from proxy.observe.metrics import ListenerCounters
 from routing.table import RouteTable
@@ -149,7 +150,7 @@ class ServerConnection(Connection):
             return
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         peer = transport.get_extra_info("peername")
-        self._set_client(peer[0] if isinstance(peer, tuple) and peer else "")
+        self._set_client(unmapped(peer[0]) if isinstance(peer, tuple) and peer else "")
         now = self.head_since = self.idle_since = self.turn.now
         if listener.proxy_protocol:
             self.proxy_header = ProxyProtocolReader()

@@ -16,6 +16,9 @@ import struct
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from proxy.http.semantics import decimal
+from proxy.net.address import unmapped
+
 V1_BYTES_MAX: Final = 107
 V2_BYTES_MAX: Final = 16 + 4096
 
@@ -27,7 +30,7 @@ _ADDRESS_BYTES: Final = {0x11: 12, 0x12: 12, 0x21: 36, 0x22: 36, 0x31: 216, 0x32
 _CRC32C: Final = 0x03
 
 Address: TypeAlias = tuple[str, int]
-"""An IP address in its canonical form, and a port."""
+"""An IP address in its canonical form, IPv4-mapped ones as IPv4, and a port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +142,16 @@ def _ip(family: bytes, word: bytes) -> str:
             return str(ipaddress.IPv4Address(text))
         if "%" in text:
             raise ValueError
-        return str(ipaddress.IPv6Address(text))
+        return unmapped(str(ipaddress.IPv6Address(text)))
     except ValueError:
         raise _Fault(f"invalid {family.decode()} address {word!r}") from None
 
 
 def _port(word: bytes) -> int:
-    if not word.isdigit() or len(word) > 5 or int(word) > 65535 or (len(word) > 1 and word[0] == 0x30):
+    port = decimal(word, 5)
+    if port is None or port > 65535 or (len(word) > 1 and word[0] == 0x30):
         raise _Fault(f"invalid port {word!r}")
-    return int(word)
+    return port
 
 
 def _parse_v2(header: bytes) -> ProxyHeader:
@@ -176,7 +180,9 @@ def _parse_v2(header: bytes) -> ProxyHeader:
 
 
 def _text(version: int, packed: bytes) -> str:
-    return str(ipaddress.IPv4Address(packed) if version == socket.AF_INET else ipaddress.IPv6Address(packed))
+    if version == socket.AF_INET:
+        return str(ipaddress.IPv4Address(packed))
+    return unmapped(str(ipaddress.IPv6Address(packed)))
 
 
 def _check_values(header: bytes, at: int) -> None:

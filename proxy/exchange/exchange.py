@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Final, cast
 from proxy.errors import CLIENT_CLOSED_REQUEST, Kind, ProxyError, Source
 from proxy.http.grpc import call_status, error_trailers, is_call, timeout_s
 from proxy.http.message import ResponseHead
+from proxy.http.semantics import decimal
 from proxy.http.stream import StreamHandler
 from routing.balancer import Outcome
 
 from .attempt import _SENT as ATTEMPT_SENT
 from .attempt import _WON as ATTEMPT_WON
 from .attempt import Attempt
-from .forward import is_last_hop, rewrite
+from .forward import is_last_hop, rewrite, settle_tunnel
 from .reply import debug_fields, error_reply, final_answer
 
 if TYPE_CHECKING:
@@ -177,7 +178,6 @@ class Exchange(StreamHandler):
         listener = self.listener
         listener.counters.in_flight += 1
         self.path = request.target
-        route = listener.table.match(request.authority, request.target, request.method, request.fields)
         method = request.method
         if not end:
             self.bodyless = False
@@ -199,9 +199,17 @@ class Exchange(StreamHandler):
         self.request_id, self.traceparent = cast("tuple[bytes, bytes]", ids)
         if request.early and (b"early-data", b"1") not in request.fields:
             request.fields.append((b"early-data", b"1"))
+        route = listener.table.match(request.authority, request.target, method, request.fields)
         if route is None:
             self.refuse(listener.no_route(request))
             return
+        if self.switching:
+            refused = settle_tunnel(request, route)
+            if refused is not None:
+                self.refuse(refused)
+                return
+            if not request.upgrade and method != b"CONNECT":
+                self._stay_ordinary()
         self.route = route
         self.total = route.timeouts.total
         if self.grpc and (left := timeout_s(request)) is not None and left < self.total:
@@ -229,6 +237,13 @@ class Exchange(StreamHandler):
             if delay is not None:
                 self.hedge_at = now + delay
         self._try(Attempt(self, target, 1, False, now), now)
+
+    def _stay_ordinary(self) -> None:
+        """An upgrade that is ignored: the request ends with its head, like any other without a body."""
+        self.switching = False
+        self.bodyless = self.request_end = True
+        self.replay = None
+        self.stream.received_end = True
 
     def on_data(self, data: bytes, end: bool) -> None:
         """Request body bytes (or, in a tunnel, the client's)."""
@@ -764,5 +779,5 @@ class Exchange(StreamHandler):
 
 
 def _retry_after(head: ResponseHead) -> float | None:
-    value = head.known.get(b"retry-after")
-    return min(float(value), 300.0) if value is not None and value.isdigit() and len(value) < 6 else None
+    seconds = decimal(head.known.get(b"retry-after", b""), 5)
+    return float(min(seconds, 300)) if seconds is not None else None

@@ -1,7 +1,8 @@
 """What a forwarded request says of its way: `x-forwarded-*`, `via`, `x-request-id`, `traceparent` (RFC 9110 section
 7.6.3, W3C Trace Context).
 
-From a trusted peer, what it said is kept and added to; anybody else's claims are replaced.
+From a trusted peer, what it said is kept and added to; anybody else's claims are removed (`http.claims`). Routes are
+matched after that: a claim chooses no route.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from os import urandom
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.errors import Kind, ProxyError
+from proxy.http.claims import CLAIMED, is_claim
+from proxy.http.semantics import decimal, first_allowed, quoted
 
 if TYPE_CHECKING:
     from proxy.http.message import Field, RequestHead
+    from routing.model import Route
 
 _REWRITTEN: Final = frozenset(
     (
+        CLAIMED,
         b"via",
         b"x-forwarded-for",
         b"x-forwarded-proto",
@@ -31,10 +36,14 @@ _REWRITTEN: Final = frozenset(
 )
 _TRACEPARENT: Final = re.compile(
     rb"(?:00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-    rb"|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?)\Z"
+    rb"|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[0-9A-Za-z_.-]{0,128})?)\Z"
 )
+"""Version 00 has exactly these 55 octets. What a higher one may add behind another dash is not known yet, and kept
+where it is as plain as the rest: a JSON line can hold it as it stands."""
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,200}\Z")
 _VIA_MEMBER: Final = re.compile(rb"[ \t]*[^ \t,]+[ \t]+([^ \t,(]+)")
+
+NO_CONNECT: Final = "this route forwards no CONNECT: `connect: true` on the route would allow it"
 
 _ENTROPY_BYTES: Final = 24 * 256
 
@@ -127,6 +136,8 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
         proto = known.get(b"x-forwarded-proto") or proto
         host = known.get(b"x-forwarded-host") or host
     received: list[Any] = head.fields  # Any: compiled code would rebuild tuples, and HTTP/2 marks some by their type
+    if CLAIMED in known and not hop.trusted:
+        received = [field for field in received if not is_claim(field[0])]
     fields = [field for field in received if field[0] not in _REWRITTEN]
     fields.append((b"x-forwarded-for", peers))
     fields.append((b"x-forwarded-proto", proto))
@@ -136,13 +147,31 @@ def _rewrite_known(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyEr
     fields.append((b"traceparent", traceparent))
     forwards = known.get(b"max-forwards")
     if forwards is not None:
-        counted = forwards.isdigit() and len(forwards) < 10 and head.method in (b"OPTIONS", b"TRACE")
-        hops = int(forwards) - 1 if counted else None
-        fields.append((b"max-forwards", forwards if hops is None else b"%d" % max(0, hops)))
+        hops = decimal(forwards, 9) if head.method in (b"OPTIONS", b"TRACE") else None
+        fields.append((b"max-forwards", forwards if hops is None else b"%d" % max(0, hops - 1)))
     if hop.trusted and known.get(b"early-data") == b"1":
         fields.append((b"early-data", b"1"))
     head.fields = fields
     return request_id, traceparent
+
+
+def settle_tunnel(head: RequestHead, route: Route) -> ProxyError | None:
+    """CONNECT, or an upgrade that the client asks for: None where this route lets it go on, or it is ignored.
+
+    Nobody here reads what passes in a tunnel, so routes name the ones that they take. Else CONNECT is refused, and an
+    upgrade is ignored (RFC 9110 section 7.8): `head.upgrade` is b"" then, and the request one like any other. That is
+    no way out for HTTP/2's extended CONNECT, which asks for nothing but the tunnel; it is refused.
+    """
+    if head.method == b"CONNECT":
+        return None if route.connect else ProxyError(Kind.NOT_IMPLEMENTED, NO_CONNECT)
+    asked = head.upgrade
+    head.upgrade = first_allowed(asked, route.upgrades)
+    if head.upgrade or head.version != b"2":
+        return None
+    return ProxyError(
+        Kind.NOT_IMPLEMENTED,
+        f"this route takes no upgrade to {quoted(asked)}: `upgrade` on the route names what it takes",
+    )
 
 
 def _pseudonyms(via: bytes) -> list[bytes]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.errors import Kind, Source
 
 from .message import RequestHead, ResponseHead
+from .semantics import decimal
 
 if TYPE_CHECKING:
     from proxy.errors import ProxyError
@@ -64,8 +65,8 @@ def timeout_s(head: RequestHead) -> float | None:
     for name, value in head.fields:
         if name == b"grpc-timeout":
             unit = _UNITS.get(value[-1:])
-            digits = value[:-1]
-            return int(digits) * unit if unit and digits.isdigit() and len(digits) <= _DIGITS_MAX else None
+            count = decimal(value[:-1], _DIGITS_MAX)
+            return count * unit if unit is not None and count is not None else None
     return None
 
 

@@ -24,9 +24,10 @@ class RequestHead:
     `target` is in origin form (`/path?query`), or `*` for OPTIONS; for CONNECT it is empty and `authority` says where
     to. `authority` is what `Host` or `:authority` said (b"" for an HTTP/1.0 request without one). `known` holds the
     values of the fields in `KNOWN_REQUEST_FIELDS` that are present, repeated ones joined by a comma: one look-up
-    where the alternative is a scan. They are in `fields` too. `content_length` is None where the body's length is not
-    known in advance, and 0 where there is no body. `upgrade` is the protocol asked for by `connection: upgrade` or an
-    extended CONNECT (RFC 8441), or b"".
+    where the alternative is a scan. They are in `fields` too. Its key `claims.CLAIMED` says that a field is a
+    claim, and a stranger's has to go. `content_length` is None where the body's length is not known in advance, and 0
+    where there is no body. `upgrade` is the protocol asked for by `connection: upgrade` or an extended CONNECT (RFC
+    8441), or b"".
     """
 
     __slots__ = (
@@ -115,7 +116,6 @@ KNOWN_REQUEST_FIELDS: Final = frozenset(
         b"authorization",
         b"cookie",
         b"early-data",
-        b"forwarded",
         b"idempotency-key",
         b"max-forwards",
         b"onetrip-attempt",

@@ -8,6 +8,8 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, Final
 
+from .claims import is_claim
+
 if TYPE_CHECKING:
     from .message import Fields
 
@@ -26,16 +28,17 @@ UNDERSCORE_TWINS_REFUSED: Final = frozenset((b"content_length", b"transfer_encod
 one are refused.
 """
 
-UNDERSCORE_TWINS_DROPPED: Final = frozenset(
-    (b"x_forwarded_for", b"x_forwarded_host", b"x_forwarded_port", b"x_forwarded_proto", b"x_real_ip")
-)
-"""The same trick on what an origin trusts its proxy for; nginx drops these by default, and so do we."""
+NEVER_FORWARDED: Final = frozenset((b"http2-settings", b"proxy", b"proxy-authorization"))
+"""Requests' fields that end here in every version. CGI origins read `proxy` as the variable HTTP_PROXY
+(https://httpoxy.org); it is no field of any standard.
+"""
 
 NOT_NOMINABLE: Final = frozenset(
     (
         b"accept",
         b"authorization",
         b"cache-control",
+        b"cdn-loop",
         b"content-encoding",
         b"content-range",
         b"content-type",
@@ -43,10 +46,8 @@ NOT_NOMINABLE: Final = frozenset(
         b"date",
         b"early-data",
         b"expires",
-        b"forwarded",
         b"idempotency-key",
         b"location",
-        b"onetrip-attempt",
         b"origin",
         b"pragma",
         b"range",
@@ -56,41 +57,26 @@ NOT_NOMINABLE: Final = frozenset(
         b"vary",
         b"via",
         b"www-authenticate",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-port",
-        b"x-forwarded-proto",
-        b"x-real-ip",
         b"x-request-id",
     )
 )
-"""End-to-end fields that stay although `connection` names them: else a client could strip what an origin relies on."""
+"""End-to-end fields that stay although `connection` names them, as claims do: else a client could strip what an origin
+relies on.
+"""
 
 _NOT_IN_TRAILERS: Final = (
     HOP_BY_HOP
     | NOT_NOMINABLE
-    | frozenset(
-        (
-            b"age",
-            b"content-length",
-            b"content-location",
-            b"expect",
-            b"host",
-            b"if-match",
-            b"if-modified-since",
-            b"if-none-match",
-            b"if-range",
-            b"if-unmodified-since",
-            b"max-forwards",
-            b"proxy-authenticate",
-            b"proxy-authorization",
-            b"proxy-status",
-            b"retry-after",
-            b"trailer",
-            b"warning",
-        )
-    )
+    | NEVER_FORWARDED
+    | frozenset((b"age", b"alt-svc", b"clear-site-data", b"expect", b"grpc-timeout", b"host", b"max-forwards"))
+    | frozenset((b"retry-after", b"strict-transport-security", b"trailer", b"user-agent", b"warning"))
 ) - frozenset((b"date", b"via"))
+_NOT_IN_TRAILERS_PREFIXES: Final = (b"access-control-", b"content-", b"if-", b"proxy-", b"sec-")
+_IN_TRAILERS: Final = frozenset((b"content-digest", b"content-md5"))
+"""Known only at the end of a body, and made for it (RFC 9530 section 6)."""
+
+NEVER_UPGRADED: Final = frozenset((b"h2c", b"h2", b"h3", b"http", b"tls"))
+"""What no upgrade leads to, whatever a route says."""
 
 BODYLESS_STATUSES: Final = frozenset((204, 304))
 """Final statuses that never have a body (RFC 9110 section 6.4.1)."""
@@ -98,6 +84,7 @@ BODYLESS_STATUSES: Final = frozenset((204, 304))
 CONTENT_LENGTH_MAX: Final = 2**63 - 1
 
 _TOKEN_OCTETS: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_HEXADECIMAL_OCTETS: Final = b"0123456789ABCDEFabcdef"
 _VALUE_CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _REG_NAME: Final = re.compile(
     rb"(?P<host>[A-Za-z0-9._~-]{1,255}|\[(?P<v6>[0-9A-Fa-f:.]{2,45})\])(?::(?P<port>[0-9]{0,5}))?"
@@ -135,17 +122,28 @@ def validate_fields(fields: Fields) -> str | None:
     return None
 
 
+def decimal(value: bytes, digits_max: int) -> int | None:
+    """A peer's number of 1 to `digits_max` ASCII digits (RFC 5234's DIGIT); None where it is anything else.
+
+    This and `hexadecimal` are the only ways to read one: `int()` alone takes "+5", "5_0", " 5" and "0x5", too.
+    """
+    return int(value) if value.isdigit() and len(value) <= digits_max else None  # bytes.isdigit: ASCII only
+
+
+def hexadecimal(value: bytes, digits_max: int) -> int | None:
+    """A peer's number of 1 to `digits_max` hexadecimal digits (RFC 5234's HEXDIG, either case), or None."""
+    if not value or len(value) > digits_max or value.translate(None, _HEXADECIMAL_OCTETS):
+        return None
+    return int(value, 16)
+
+
 def content_length(value: bytes) -> int | None:
     """A body's length, or None where it is not exactly one decimal number up to 2^63-1 (RFC 9110 section 8.6).
 
     Lists of one repeated number are refused as well, which section 8.6 allows.
     """
-    if (
-        not value.isdigit() or len(value) > 19
-    ):  # isdigit: ASCII digits and nothing else; int() alone would take "+5", "5_0", " 5"
-        return None
-    length = int(value)
-    return length if length <= CONTENT_LENGTH_MAX else None
+    length = decimal(value, 19)
+    return length if length is not None and length <= CONTENT_LENGTH_MAX else None
 
 
 def authority(value: bytes) -> bytes | None:
@@ -163,7 +161,7 @@ def authority(value: bytes) -> bytes | None:
         except ValueError:
             return None
     port = match["port"]
-    if port and int(port) > 65535:
+    if port and (decimal(port, 5) or 0) > 65535:
         return None
     return value[:-1] if port == b"" else value
 
@@ -196,21 +194,35 @@ def list_members(value: bytes) -> list[bytes]:
 
 
 def upgrade_protocols(value: bytes) -> bytes:
-    """What of an `upgrade` list may go on to the next hop, comma-separated; b"" where nothing may.
+    """What of an `upgrade` list a route may allow, comma-separated and in lower case; b"" where it is nothing.
 
     Other HTTP versions and TLS are left out: they would let requests through that nobody here has read ("h2c
     smuggling")."""
-    members = [part.strip(b" \t") for part in value.split(b",")]
-    kept = [
-        m
-        for m in members
-        if _PROTOCOL.fullmatch(m) and m.lower().split(b"/")[0] not in (b"h2c", b"h2", b"h3", b"http", b"tls")
-    ]
+    members = list_members(value)
+    kept = [m for m in members if _PROTOCOL.fullmatch(m) and m.partition(b"/")[0] not in NEVER_UPGRADED]
     return b", ".join(kept)
 
 
-def allowed_trailers(fields: Fields) -> Fields:
-    """Trailer fields without those that framing, routing, authentication or caching would read too late (RFC 9110
-    section 6.5.1).
+def first_allowed(protocols: bytes, allowed: tuple[bytes, ...]) -> bytes:
+    """The one of those allowed that a client likes best (RFC 9110 section 7.8), or b"".
+
+    Only one goes on: whoever reads the list in another way can't choose what this route does not take.
     """
-    return [field for field in fields if field[0] not in _NOT_IN_TRAILERS and not field[0].startswith(b"if-")]
+    for protocol in list_members(protocols):
+        if protocol in allowed:
+            return protocol
+    return b""
+
+
+def allowed_trailers(fields: Fields) -> Fields:
+    """Trailer fields without those that framing, routing, authentication, caching or trust would read too late (RFC
+    9110 section 6.5.1): a recipient that merges trailers into the head would believe them unseen.
+    """
+    return [field for field in fields if _may_trail(field[0])]
+
+
+def _may_trail(name: bytes) -> bool:
+    name = name.replace(b"_", b"-")  # as CGI origins read it
+    if name in _NOT_IN_TRAILERS or is_claim(name):
+        return False
+    return name in _IN_TRAILERS or not name.startswith(_NOT_IN_TRAILERS_PREFIXES)

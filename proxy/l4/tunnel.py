@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from proxy.downstream.client_hello import ClientHello, ClientHelloReader
 from proxy.downstream.proxy_protocol import NotProxyProtocol, ProxyHeader, ProxyProtocolReader, write_v1, write_v2
 from proxy.loop.reactor import BROKEN, READ, UNWATCHED
+from proxy.net.address import unmapped
 from proxy.observe.access_log import AccessRecord, encode
 from proxy.observe.metrics import Histogram
 from proxy.upstream.link import Link
@@ -106,7 +107,7 @@ class Tunnel:
     def __init__(self, listener: TunnelListener, sock: socket.socket, address: Any) -> None:
         self.listener = listener
         self.sock = sock
-        self.peer: tuple[str, int] = (address[0], address[1]) if isinstance(address, tuple) else ("", 0)
+        self.peer: tuple[str, int] = (unmapped(address[0]), address[1]) if isinstance(address, tuple) else ("", 0)
         self.client = self.peer[0] or "unix"
         self.destination: tuple[str, int] | None = None  # as a PROXY header names it
         self.started = monotonic()
@@ -354,7 +355,7 @@ class Tunnel:
         destination = self.destination
         if destination is None:
             name = self.sock.getsockname()
-            destination = (name[0], name[1]) if isinstance(name, tuple) else None
+            destination = (unmapped(name[0]), name[1]) if isinstance(name, tuple) else None
         header = ProxyHeader(self.peer, destination) if self.peer[0] else ProxyHeader()
         return write_v1(header) if version == "v1" else write_v2(header)
 

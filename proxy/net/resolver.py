@@ -111,7 +111,7 @@ class Resolver:
                 answer.asked_at = monotonic()
                 answer.well = False
         else:
-            self._answers[name] = _Answer(addresses, monotonic())
+            self._answers[name] = _Answer(addresses[:ADDRESSES_MAX], monotonic())
 
     async def _look_up(self, host: str, port: int, *, well: bool = False) -> list[SockAddress]:
         lane = self._well if well else self._unsure
@@ -171,7 +171,7 @@ def _settle(future: asyncio.Future[list[SockAddress]], answer: list[SockAddress]
 
 def _system_look_up(host: str, port: int) -> list[SockAddress]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(socket.AddressFamily(family), address) for family, _, _, _, address in found[:ADDRESSES_MAX]]
+    return [(socket.AddressFamily(family), address) for family, _, _, _, address in found]
 
 
 def _literal(host: str, port: int) -> SockAddress | None:

@@ -2,7 +2,7 @@
 
 Nearly all requests have one attempt and no fault: their line is one bytes format over values that are bytes already,
 which costs a quarter of building a record and encoding it. Whatever could need JSON's escapes, and every fault, goes
-the general way.
+the general way: clients choose most of these values, and must not choose the line's fields.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
     from proxy.exchange.exchange import Exchange
 
 _LEARNT_MAX: Final = 1024
+_LEARNT_BYTES_MAX: Final = 256  # of one user agent; longer ones are encoded each time
+_UNPRINTED: Final = bytes({*range(0x20), *range(0x7F, 0x100), 0x22, 0x5C})
+"""Octets that a JSON string can't hold as they are."""
 
 _agents: Final[dict[bytes, bytes]] = {}
-"""User agents as they stand in JSON; the few that a service sees, over and over."""
+"""User agents as they stand in JSON; the few that a service sees, over and over. Past the bound they are forgotten."""
 
 
 def _agent(value: bytes) -> bytes:
     found = _agents.get(value)
     if found is None:
         found = msgspec.json.encode(value.decode("latin-1"))
-        if len(_agents) < _LEARNT_MAX:
+        if len(value) <= _LEARNT_BYTES_MAX:
+            if len(_agents) >= _LEARNT_MAX:
+                _agents.clear()  # else the first that anybody sent would stay for ever
             _agents[value] = found
     return found
 
@@ -35,16 +40,10 @@ def access_line(exchange: Exchange, now: float) -> bytes:
     """The line, with its line feed."""
     path = exchange.path
     tried = exchange.tried
-    if (
-        exchange.error is not None
-        or len(tried) != 1
-        or path.find(b'"') >= 0
-        or path.find(b"\\") >= 0
-        or exchange.request_id.find(b'"') >= 0
-        or exchange.request_id.find(b"\\") >= 0
-    ):
-        return encode(access_record(exchange, now))
     head = exchange.head
+    chosen = b"".join((head.method, head.authority, path, exchange.request_id, exchange.traceparent))
+    if exchange.error is not None or len(tried) != 1 or len(chosen.translate(None, _UNPRINTED)) != len(chosen):
+        return encode(access_record(exchange, now))
     attempt = tried[0]
     queue_us = int((attempt.connected_at - attempt.started) * 1e6)
     waited = b'"queue":0,"connect":0,"tls":0'

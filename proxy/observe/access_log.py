@@ -3,38 +3,28 @@
 A finished exchange adds a line; every `FLUSH_S` seconds the batch is handed to a writer thread, so that a slow disk or
 a full pipe never stops the event loop. At most `QUEUE_MAX` lines wait for that, and `QUEUED_BYTES_MAX` behind it;
 beyond that lines are dropped and counted.
-
-The file belongs to the thread: only it writes, opens anew (`reopen`) and closes.
 """
 
 from __future__ import annotations
 
-import os
-import queue
-import select
-import stat
 import sys
-import threading
-from contextlib import suppress
 from datetime import UTC, datetime
 from random import random
 from time import monotonic
 from time import time as wall_clock  # noqa: TID251 - log lines carry wall time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from .writer import Writer
+
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
 
 FLUSH_S: Final = 0.2
 QUEUE_MAX: Final = 100_000
 QUEUED_BYTES_MAX: Final = 32 * 1024 * 1024
 CLOSE_WAIT_S: Final = 2.0
-_LOOK_S: Final = 0.2  # how often a writer that waits for its reader looks whether it should end
-_REOPEN: Final = b""
-_LINE_FEED: Final = 10
 
 
 class AccessRecord(msgspec.Struct):
@@ -77,19 +67,17 @@ def encode(record: AccessRecord) -> bytes:
 
 class AccessLog:
     """Where lines go. `path`: a file, `-` (standard output), or "" for nowhere; `sample`: the share of lines kept
-    (faults always are).
+    (faults always are); `before` is the log that this one replaces.
     """
 
-    def __init__(self, path: str, sample: float = 1.0) -> None:
+    def __init__(self, path: str, sample: float = 1.0, before: AccessLog | None = None) -> None:
         self.path = path
         self.enabled = bool(path)
         self.sample = sample
-        self._dropped = 0
+        self._dropped = before.dropped if before is not None else 0
         self._lines: list[bytes] = []
-        self._batches: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._queued_bytes = 0
         self._writer: Writer | None = None
-        self._thread: threading.Thread | None = None
+        self._log: Any = None
         self._handle: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._second = 0
@@ -100,17 +88,28 @@ class AccessLog:
 
     @property
     def dropped(self) -> int:
-        """Lines lost so far: too many were waiting, or the file took none."""
+        """Lines lost so far: too many were waiting, or the file took none. Those of `before` count too."""
         return self._dropped + (self._writer.dropped if self._writer is not None else 0)
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Open the file and begin. Raises OSError where the file can't be opened."""
+    def start(self, loop: asyncio.AbstractEventLoop, log: Any = None) -> None:
+        """Open the file and begin. Raises OSError where the file can't be opened; a FIFO may have no reader yet. `log`
+        is told when lines begin to be lost, and when that is over.
+        """
         if not self.enabled:
             return
         self._loop = loop
-        self._writer = Writer(self.path, self._batches)
-        self._thread = threading.Thread(target=self._writer.run, name="access-log", daemon=True)
-        self._thread.start()
+        self._log = log
+        file = sys.stdout.fileno() if self.path == "-" else self.path
+        self._writer = Writer(file, bytes_max=QUEUED_BYTES_MAX, tell=self._tell, name="access-log")
+        self._writer.start()
+
+    def _tell(self, what: str, fields: dict[str, Any]) -> None:
+        if self._log is None:
+            return
+        if what == "failing":
+            self._log.warning("access_log_failing", path=self.path, **fields)
+        else:
+            self._log.info("access_log_goes_on", path=self.path, **fields)
 
     def timestamp(self, now: float) -> bytes:
         """The monotonic time `now` as wall time, UTC, to the millisecond (RFC 3339). Made once a millisecond."""
@@ -141,96 +140,25 @@ class AccessLog:
         self._handle = None
         self._offset = wall_clock() - monotonic()  # the wall clock may have been set
         lines, self._lines = self._lines, []
-        writer = self._writer
-        if not lines or writer is None:
-            return
-        batch = b"".join(lines)
-        if self._queued_bytes - writer.taken_bytes > QUEUED_BYTES_MAX:
-            self._dropped += len(lines)
-            return
-        self._queued_bytes += len(batch)
-        self._batches.put(batch)
+        if lines and self._writer is not None:
+            self._writer.put(b"".join(lines))
 
     def reopen(self) -> None:
-        """After log rotation: what comes from now on goes to a new file of the same name."""
-        if self.path not in ("", "-"):
+        """After log rotation: what comes from now on goes to a new file of the same name. Where that can't be opened,
+        the old one goes on until it can.
+        """
+        if self.path not in ("", "-") and self._writer is not None:
             self.flush()
-            self._batches.put(_REOPEN)
+            self._writer.reopen()
 
     def close(self, wait_s: float = CLOSE_WAIT_S) -> None:
         """Write what there is, and stop; a file that takes nothing is given up after `wait_s` seconds."""
         if self._handle is not None:
             self._handle.cancel()
         self.flush()
-        thread, self._thread = self._thread, None
-        if thread is not None and self._writer is not None:
-            self._batches.put(None)
-            thread.join(wait_s)
-            self._writer.ending = True
+        if self._writer is not None:
+            self._writer.close(wait_s)
 
-
-class Writer:
-    """The thread's side. Opened where it is made, so that a path that can't be opened is told at once (OSError)."""
-
-    def __init__(self, path: str, batches: queue.SimpleQueue[bytes | None]) -> None:
-        self.path = path
-        self.dropped = 0
-        self.taken_bytes = 0
-        self.ending = False  # do not wait for a reader any longer
-        self._batches = batches
-        self._torn = False  # the last line that was written is cut
-        self._fd = -1
-        self._open()
-
-    def _open(self) -> None:
-        fd = (
-            os.dup(sys.stdout.fileno())
-            if self.path == "-"
-            else os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        )
-        old, self._fd = self._fd, fd
-        # Workers share a pipe, and it keeps only writes of up to so many bytes in one piece (pipe(7)).
-        self._piece_bytes = select.PIPE_BUF if stat.S_ISFIFO(os.fstat(fd).st_mode) else 0
-        if old >= 0:
-            os.close(old)
-
-    def run(self) -> None:
-        """Until None comes."""
-        while (batch := self._batches.get()) is not None:
-            if batch is _REOPEN:
-                with suppress(OSError):  # then the old file goes on
-                    self._open()
-                continue
-            self.taken_bytes += len(batch)
-            for piece in _pieces(batch, self._piece_bytes) if self._piece_bytes else (batch,):
-                self._write(piece)
-        os.close(self._fd)
-
-    def _write(self, lines: bytes) -> None:
-        text = b"\n" + lines if self._torn else lines
-        view = memoryview(text)
-        while view:
-            try:
-                view = view[os.write(self._fd, view) :]
-            except BlockingIOError:  # standard output may be a pipe that somebody made non-blocking
-                if self.ending:
-                    break
-                select.select([], [self._fd], [], _LOOK_S)
-            except OSError:
-                break
-        if view:
-            self.dropped += lines.count(b"\n", max(0, len(lines) - len(view)))
-        written = len(text) - len(view)
-        if written:
-            self._torn = text[written - 1] != _LINE_FEED
-
-
-def _pieces(batch: bytes, size: int) -> Iterator[bytes]:
-    """Whole lines, as many as fit; a longer line by itself."""
-    start = 0
-    while start < len(batch):
-        end = batch.rfind(b"\n", start, start + size) + 1
-        if not end:
-            end = batch.find(b"\n", start) + 1 or len(batch)
-        yield batch[start:end]
-        start = end
+    def retire(self) -> None:
+        """Another one takes over. Waits for nothing: what there is, is written in the background, in a bounded time."""
+        self.close(0.0)

@@ -147,6 +147,7 @@ FAMILIES: Final[dict[str, tuple[str, str]]] = {
     "tunnel_bytes": ("counter", "Bytes carried by L4 connections, by direction."),
     "tunnel_connections": ("counter", "L4 connections, by result."),
     "access_log_dropped": ("counter", "Access-log lines lost because the log could not keep up."),
+    "log_lines_dropped": ("counter", "Lines of the program's own log that were left out, by reason."),
     "worker_restarts": ("counter", "Workers restarted after they died."),
     "build_info": ("gauge", "The version that runs."),
 }
@@ -246,6 +247,12 @@ class Snapshot:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         return generate_latest(registry)
+
+
+def export_log(snapshot: Snapshot, log: Any) -> None:
+    """What the program's own log left out (`EventLog`): nobody took it, or there was too much of one event."""
+    snapshot.add("log_lines_dropped", log.dropped, reason="full")
+    snapshot.add("log_lines_dropped", log.suppressed, reason="rate")
 
 
 def _label_names(series: dict[Labels, Any]) -> list[str]:

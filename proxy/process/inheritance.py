@@ -89,18 +89,23 @@ def bind(address: Address, fast_open: bool = False, *, beside: bool = False) -> 
         raise OSError(f"can't listen on {address}: {error.strerror}{hint}") from error
 
 
+def again(sock: socket.socket, fast_open: bool) -> socket.socket:
+    """The same listening socket for a listener that takes another's place: what waits in its queue stays."""
+    found = sock.dup()
+    if sock.family != socket.AF_UNIX:
+        with suppress(OSError):
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, FAST_OPEN_QUEUE if fast_open else 0)
+    return found
+
+
 def rebind(address: Address, fast_open: bool, going: Iterable[socket.socket]) -> socket.socket:
     """A listening socket: that of a listener which goes, where it is bound to this very address (a second one could not
-    be, and what waits in its queue stays), else a new one. OSError as of `bind`.
+    be), else a new one. OSError as of `bind`.
     """
     overlapping = []
     for sock in going:
         if (address.path or address.port) and _is_bound_to(sock, address):
-            again = sock.dup()
-            if not address.path:
-                with suppress(OSError):
-                    again.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, FAST_OPEN_QUEUE if fast_open else 0)
-            return again
+            return again(sock, fast_open)
         if not address.path and sock.family != socket.AF_UNIX and sock.getsockname()[1] == address.port:
             overlapping.append(sock)
     # `0.0.0.0:80` in place of `127.0.0.1:80`, say: for a moment both are bound.

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 import uvloop
 
 from proxy.admin.admin import Admin, prepare
@@ -30,6 +29,7 @@ from proxy.config.aside import load_config_aside
 from proxy.loop.background import Background
 from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
+from proxy.observe.event_log import configure_log
 from tlscache.certificates import ContextError
 from tlscache.ticket_keys import TicketKeys
 
@@ -50,22 +50,6 @@ EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_CUT: Final = 3
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
-def configure_log() -> Any:
-    """The program's own log: JSON lines on standard error, or coloured text on a terminal."""
-    terminal = sys.stderr.isatty()
-    renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-    )
-    return structlog.get_logger()
 
 
 def tune_process() -> None:
@@ -199,7 +183,10 @@ class Program:
         try:
             for name in (*change.listeners_added, *change.listeners_rebound):
                 section = config.listener(name)
-                fresh[name] = listening.rebind(section.address, section.fast_open, going)
+                if name in change.listeners_rebound and section.address == self.config.listener(name).address:
+                    fresh[name] = listening.again(self.sockets[name], section.fast_open)
+                else:
+                    fresh[name] = listening.rebind(section.address, section.fast_open, going)
         except OSError:
             listening.close_all(fresh.values())
             raise

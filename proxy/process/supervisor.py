@@ -148,6 +148,7 @@ class Supervisor(Program):
                 except BaseException as error:
                     self.log.error("worker_failed", worker=index, error=str(error) or repr(error))
                 finally:
+                    self.log.close()
                     os._exit(code)
             theirs.close()
             their_descriptors.close()

@@ -29,7 +29,7 @@ from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
 from proxy.net.resolver import Resolver
 from proxy.observe.access_log import AccessLog
-from proxy.observe.metrics import Snapshot
+from proxy.observe.metrics import Snapshot, export_log
 from proxy.upstream.sessions import Sessions
 from proxy.upstream.upstream import UpstreamRuntime
 from tlscache.context import CertificatePair, ServerContext, ServerSettings
@@ -97,7 +97,7 @@ class Worker:
         """Dial warm pools, begin to accept. Returns once accepting; `ready` is set when the pools are warm (or have had
         their time).
         """
-        self.access_log.start(self.loop)
+        self.access_log.start(self.loop, self.log)
         for name in self.config.upstreams:
             self.upstreams[name] = self._new_upstream(self.config, name)
         await self._prefetch_sessions(self.upstreams.values())
@@ -241,8 +241,8 @@ class Worker:
         upstreams = {**kept, **added}
         access_log = self.access_log
         if "access_log" in change.other:
-            access_log = _access_log(config)
-            access_log.start(self.loop)
+            access_log = _access_log(config, self.access_log)
+            access_log.start(self.loop, self.log)
         opened: dict[str, AnyListener] = {}
         try:
             await self._prefetch_sessions(added.values())
@@ -259,7 +259,7 @@ class Worker:
             for upstream in added.values():
                 upstream.close()
             if access_log is not self.access_log:
-                access_log.close()
+                access_log.retire()
             raise
         for name, reach in reaches.items():
             kept[name].adopt(config.routing(name), config.upstreams[name], reach)
@@ -285,7 +285,7 @@ class Worker:
             before, self.access_log = self.access_log, access_log
             for listener in self._every_listener():
                 listener.access_log = access_log
-            before.close()
+            before.retire()
         for name in (*change.listeners_removed, *change.listeners_rebound):
             self._close_listener(self.listeners.pop(name))
         for section in config.listeners:
@@ -383,6 +383,7 @@ class Worker:
             upstream.export(snapshot, monotonic())
         self.sessions.export(snapshot)
         snapshot.add("access_log_dropped", self.access_log.dropped)
+        export_log(snapshot, self.log)
         return snapshot
 
     def status(self) -> dict[str, Any]:
@@ -434,11 +435,11 @@ class Worker:
         return found
 
 
-def _access_log(config: Config) -> AccessLog:
+def _access_log(config: Config, before: AccessLog | None = None) -> AccessLog:
     section = config.access_log
     if section is None:
-        return AccessLog("")
-    return AccessLog(str(section.path.path or "-"), section.sample)
+        return AccessLog("", before=before)
+    return AccessLog(str(section.path.path or "-"), section.sample, before)
 
 
 def worker_count(config: Config) -> int:

@@ -497,15 +497,16 @@ class Pool:
         """Dial once; what it opens stays warm. Returns one round trip of it, in seconds; None where `max_connections`
         leaves no room (all of them carry requests, which tell more than a probe). Raises ProxyError.
         """
+        spare = None
         if len(self.connections) + self.dialling >= self.settings.max_connections:
             spare = next((one for one in (*self.idle, *self.shared) if not one.streams), None)
             if spare is None:
                 return None
-            self.withdraw(spare)
-            spare.retire_after_flush()
         self.dialling += 1
         self._aside += 1  # nobody who waits counts on it
         try:
+            if spare is not None:
+                spare.retire_after_flush()
             connection = await self.connect()
         finally:
             self.dialling -= 1

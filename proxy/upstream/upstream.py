@@ -257,7 +257,7 @@ class UpstreamRuntime:
         if key.kind == "header":
             return next((value for field, value in head.fields if field == name), None)
         for pair in head.known.get(b"cookie", b"").split(b";"):
-            field, _, value = pair.strip().partition(b"=")
+            field, _, value = pair.strip(b" \t").partition(b"=")
             if field == key.name.encode():
                 return value
         return None

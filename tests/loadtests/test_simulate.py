@@ -10,7 +10,9 @@ from loadtests import figures, simulate
 from loadtests.fleets import fleet, spike, storm
 from loadtests.policies import RULES, choice, tail_at_scale
 from loadtests.virtual import Clock
-from loadtests.worlds import quantile
+from loadtests.worlds import NEAR, RTTS, quantile
+
+TRIOS = pytest.mark.parametrize("rtts", [RTTS, NEAR], ids=["regions", "near"])
 
 
 def run(name: str, **settings: Any) -> dict[str, Any]:
@@ -28,9 +30,10 @@ def test_the_clock_runs_events_in_order() -> None:
     assert (seen, clock.now) == (["a", "b", "c"], 5.0)
 
 
+@TRIOS
 @pytest.mark.parametrize("fault", ["blackhole", "hang", "reset", "refuse", "503"])
-def test_a_lost_region_costs_no_request_and_comes_back_without_a_flap(fault: str) -> None:
-    found = run(fault)
+def test_a_lost_region_costs_no_request_and_comes_back_without_a_flap(fault: str, rtts: dict[str, float]) -> None:
+    found = run(fault, rtts=rtts)
     assert found["failed"] == found["failed_after"] == 0
     assert found["slower_than_250ms"] == 0
     assert found["median_at_eu_after_s"] < 1.0
@@ -44,12 +47,28 @@ def test_a_lost_region_costs_no_request_and_comes_back_without_a_flap(fault: str
     ]
 
 
+@pytest.mark.parametrize("fault", ["hang", "reset", "refuse", "503"])
+@pytest.mark.parametrize("endpoints", [1, 2])
+def test_beside_its_region_a_proxy_leaves_it_whatever_the_ratio_of_distances(fault: str, endpoints: int) -> None:
+    found = run(fault, rtts=NEAR, endpoints=endpoints)
+    assert found["failed"] == found["failed_after"] == 0
+    assert found["max_ms"] < 100.0
+
+
 def test_two_percent_of_late_answers_cost_neither_the_tail_nor_a_drain() -> None:
     found = run("late2")
     assert found["failed"] == 0
     assert found["p99_rtt"] < 1.5
     assert found["p99.9_rtt"] < 2.2
     assert found["extra"] <= 0.03
+    assert found["changes"] == []
+
+
+def test_two_percent_of_late_answers_beside_the_proxy_do_not_send_users_far_away() -> None:
+    found = run("late2", rtts=NEAR)
+    assert found["failed"] == 0
+    assert found["shares"]["us"] > 0.98
+    assert found["p99_ms"] < 12.0
     assert found["changes"] == []
 
 
@@ -63,8 +82,9 @@ def test_a_brownout_of_everything_stays_within_the_budget() -> None:
     assert found["extra"] <= 0.05
 
 
-def test_a_longer_path_is_left_at_once_and_found_again() -> None:
-    found = run("rtt")
+@TRIOS
+def test_a_longer_path_is_left_at_once_and_found_again(rtts: dict[str, float]) -> None:
+    found = run("rtt", rtts=rtts)
     assert found["failed"] == 0
     assert found["median_at_eu_after_s"] <= 2.0
     assert found["back_after_s"] <= 30.0
@@ -84,14 +104,16 @@ def test_a_fleet_that_loses_a_region_neither_swings_nor_topples_the_next() -> No
     assert found["steady"]["p99_ms"] < 700.0, "queues stay short"
 
 
-def test_retries_make_no_storm_when_every_region_fails() -> None:
-    found = storm(proxies=8)
+@TRIOS
+def test_retries_make_no_storm_when_every_region_fails(rtts: dict[str, float]) -> None:
+    found = storm(proxies=8, rtts=rtts)
     assert found["extra_during"] < 0.30
     assert found["failed_after_5_s"] == 0
 
 
-def test_an_overload_ends_with_its_cause() -> None:
-    found = spike(proxies=8)
+@TRIOS
+def test_an_overload_ends_with_its_cause(rtts: dict[str, float]) -> None:
+    found = spike(proxies=8, rtts=rtts)
     assert found["during"]["failed"] > 0
     assert found["after_5_s"]["failed"] <= 0.01 * found["after_5_s"]["requests"]
 

@@ -172,7 +172,7 @@ class Edge:
 
     @property
     def pool(self) -> Any:
-        return next(iter(self.upstream._socket_pools.values()))[0]
+        return next(iter(next(iter(self.upstream._links.values())).values()))
 
     async def connect(self, name: str = "edge", source: str = "") -> Peer:
         """A client."""
@@ -192,10 +192,9 @@ class Edge:
         for region in self.upstream.balancer.regions:
             assert region.in_flight == 0, f"{region.name}: {region.in_flight} in flight"
             assert region.held == 0
-        for pools in self.upstream._socket_pools.values():
-            for pool in pools:
-                assert pool.open == 0
-                assert pool.target.ready == len(pool.idle)
+        for pool in self.upstream.every_socket_pool():
+            assert pool.open == 0
+            assert pool.target.ready == len(pool.idle)
         assert self.worker.turn.depth == 0
 
     async def stop(self) -> None:

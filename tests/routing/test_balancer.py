@@ -2,73 +2,16 @@
 
 import json
 import random
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.balancer import Balancer, DrainState, EndpointState, Outcome
-from routing.model import Drain, Endpoint, Hedge, Policy, Region, Retry, Upstream
+from routing.balancer import Balancer, DrainState, Outcome
+from routing.model import Drain, Hedge, Policy, Retry, Upstream
 from routing.outlier import OutlierState
 
-RTTS = {"us": 0.060, "eu": 0.080, "ap": 0.150}
-
-
-def region(name: str, endpoints: int = 1, **settings: object) -> Region:
-    return Region(name, tuple(Endpoint(f"{name}-{index}", 443) for index in range(endpoints)), **settings)  # type: ignore[arg-type]
-
-
-class World:
-    """A balancer, its clock, and requests that are answered at once."""
-
-    def __init__(self, *regions: Region, rtts: dict[str, float] = RTTS, seed: int = 1, **settings: object) -> None:
-        regions = regions or tuple(region(name) for name in RTTS)
-        self.now = 100.0
-        self.rng = random.Random(seed)
-        self.balancer = Balancer(Upstream("api", regions, **settings), self.rng, self.now)  # type: ignore[arg-type]
-        for endpoint in self.balancer.endpoints:
-            endpoint.ready = 8
-            if endpoint.region.name in rtts:
-                self.balancer.observe_rtt(endpoint, self.now, rtts[endpoint.region.name])
-        self.wait(0.1)
-
-    def wait(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self.now < end - 1e-9:
-            self.now = min(self.now + 0.1, end)
-            self.balancer.tick(self.now)
-
-    def region(self, name: str) -> object:
-        return next(found for found in self.balancer.regions if found.name == name)
-
-    def endpoint(self, name: str, index: int = 0) -> EndpointState:
-        return next(e for e in self.balancer.endpoints if e.region.name == name and e.index == index)
-
-    def end(
-        self, endpoint: EndpointState, outcome: Outcome = Outcome.OK, elapsed: float = 0.0, status: int = 0
-    ) -> None:
-        self.balancer.begin(endpoint, self.now)
-        self.balancer.finish(endpoint, self.now, outcome, elapsed or endpoint.floor.value + 0.001, status)
-
-    def serve(self, count: int, every: float = 0.01, service: float = 0.001) -> Counter[str]:
-        """Requests that are answered before the next one comes: where they went."""
-        seen: Counter[str] = Counter()
-        for _ in range(count):
-            self.now += every
-            if self.now >= self.balancer.next_tick:
-                self.balancer.tick(self.now)
-            self.balancer.count_request(self.now)
-            endpoint = self.balancer.pick(self.now)
-            assert endpoint is not None
-            seen[endpoint.region.name] += 1
-            self.end(endpoint, elapsed=endpoint.floor.value + service * self.rng.uniform(0.5, 1.5))
-        return seen
-
-    def lose(self, name: str, count: int) -> None:
-        for _ in range(count):
-            self.now += 0.03
-            self.end(self.endpoint(name), Outcome.HEDGE_LOST, 0.2)
+from .world import RTTS, World, region
 
 
 def test_the_nearest_region_gets_nearly_everything() -> None:
@@ -424,7 +367,7 @@ def test_budgets_of_routes_are_kept_by_their_settings() -> None:
 
 def test_max_drained_keeps_half_of_the_regions_in() -> None:
     world = World(region("us"), region("eu"))
-    world.serve(100)
+    world.show("us", "eu")
     world.lose("us", 10)
     world.lose("eu", 30)
     states = {found.name: found.state for found in world.balancer.regions}
@@ -434,6 +377,7 @@ def test_max_drained_keeps_half_of_the_regions_in() -> None:
 
 def test_a_single_region_is_never_drained_by_evidence() -> None:
     world = World(region("us"))
+    world.show("us")
     world.lose("us", 50)
     world.wait(2.0)
     assert world.endpoint("us").region.state is DrainState.SUSPECT
@@ -442,6 +386,7 @@ def test_a_single_region_is_never_drained_by_evidence() -> None:
 
 def test_when_all_are_out_the_least_bad_takes_it() -> None:
     world = World(drain=Drain(max_drained=1.0))
+    world.show(*RTTS)
     for name in RTTS:
         world.lose(name, 8)
     assert {found.state for found in world.balancer.regions} == {DrainState.DRAINED}
@@ -577,6 +522,25 @@ def test_a_reload_keeps_what_was_learnt_and_what_is_in_flight() -> None:
     old.finish(kept, world.now, Outcome.OK, 0.061)
     assert (kept.in_flight, kept.region.in_flight) == (0, 0)
     assert world.endpoint("us", 2).floor.value == 0.0
+
+
+def test_what_a_reload_took_away_says_nothing_of_its_region() -> None:
+    """It is being shut down: its last requests break, and the endpoints that stay are well."""
+    world = World(region("us", 2), region("eu"))
+    world.serve(200)
+    old, gone = world.balancer, world.endpoint("us", 1)
+    for _ in range(20):
+        old.begin(gone, world.now)
+    world.balancer = Balancer(Upstream("api", (region("us", 1), region("eu"))), random.Random(2), world.now)
+    world.balancer.carry_over(old, world.now)
+    for _ in range(20):
+        world.wait(0.1)
+        world.balancer.finish(gone, world.now, Outcome.RESET, 0.1)
+        world.balancer.observe_connect(gone, world.now, False, 0.0, "tcp")
+        world.balancer.observe_probe(gone, world.now, False, 0.1)
+    assert world.region("us").state is DrainState.HEALTHY
+    assert gone.in_flight == 0
+    assert world.region("us").in_flight == 0
 
 
 def test_it_explains_itself_in_plain_values() -> None:

@@ -35,6 +35,7 @@ class Script:
         self.health = RegionHealth("us", SETTINGS, self.now)
         self.may_drain = may_drain
         self.jitter = jitter
+        self.row = 0
         self.changes: list[Change] = []
 
     def judge(self) -> None:
@@ -54,6 +55,10 @@ class Script:
             self.health.good(self.now)
             self.judge()
 
+    def probe(self, ok: bool) -> None:
+        self.row = self.row + 1 if ok else 0
+        self.health.probe(self.row)
+
     def wait(self, seconds: float, *, probes: bool | None = None) -> None:
         end = self.now + seconds
         last_probe = self.now
@@ -61,7 +66,7 @@ class Script:
             self.now = min(self.now + 0.1, end)
             if probes is not None and self.now - last_probe >= 1.0:
                 last_probe = self.now
-                self.health.probe(probes)
+                self.probe(probes)
             self.judge()
 
     def drained(self) -> None:
@@ -336,7 +341,7 @@ def test_only_the_drawn_transitions_happen_and_admissions_are_shares(
             case "bad":
                 script.health.bad(script.now, "reset")
             case "probe_good" | "probe_bad":
-                script.health.probe(event == "probe_good")
+                script.probe(event == "probe_good")
             case "unanswered":
                 script.health.unanswered(script.now, 1.2, 0.06)
             case "wait":

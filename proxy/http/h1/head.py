@@ -11,11 +11,13 @@ before it is taken apart."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from proxy.errors import Kind, ProxyError
 from proxy.http import semantics
+from proxy.http.claims import CLAIMED, is_claim
 from proxy.http.message import Field, Fields
 from proxy.http.semantics import quoted
 
@@ -36,6 +38,7 @@ PLAIN: Final = 0  # pass it on
 KNOWN: Final = 1  # pass it on, and put it into `known`
 CONTROL: Final = 2  # the codec reads it, and it does not pass
 DROPPED: Final = 3
+CLAIM: Final = 4  # pass it on, and put `CLAIMED` into `known`
 
 _NAMES_MAX: Final = 1024  # learnt spellings; past it they are forgotten
 _NAME_BYTES_MAX: Final = 64  # longer spellings are not learnt
@@ -50,7 +53,7 @@ _COMMON: Final = frozenset(
     sec-ch-ua-mobile sec-ch-ua-platform sec-fetch-dest sec-fetch-mode sec-fetch-site sec-fetch-user
     sec-websocket-accept sec-websocket-extensions sec-websocket-key sec-websocket-protocol sec-websocket-version
     server set-cookie strict-transport-security tracestate trailer upgrade-insecure-requests vary
-    www-authenticate x-content-type-options x-frame-options x-powered-by x-real-ip x-requested-with
+    www-authenticate x-content-type-options x-frame-options x-powered-by x-requested-with
     x-xss-protection""".split()
 )
 _REPEATING: Final = frozenset(
@@ -69,10 +72,12 @@ class FieldReader:
     connections.
     """
 
-    __slots__ = ("_fault", "_lines", "_names", "_seed")
+    __slots__ = ("_fault", "_lines", "_names", "_other", "_seed")
 
-    def __init__(self, kinds: dict[bytes, int], fault: Kind) -> None:
+    def __init__(self, kinds: dict[bytes, int], fault: Kind, other: Callable[[bytes], int] | None = None) -> None:
+        """`kinds` says what to do with a field, `other` with one that is not in there; without it, it is passed on."""
         self._fault = fault
+        self._other = other
         self._seed: dict[bytes, tuple[bytes, int, bool]] = {}
         for name in sorted({*_COMMON, *kinds}):
             entry = (name, kinds.get(name, PLAIN), name in _REPEATING)
@@ -112,6 +117,9 @@ class FieldReader:
                 # Repeated lines are one list (RFC 9110 section 5.3). Where none is allowed, its comma will be refused.
                 name, value = field
                 control[name] = control[name] + b", " + value if name in control else value
+            elif kind == CLAIM:
+                fields.append(field)
+                known[CLAIMED] = b""
         return fields, known, control
 
     def _learn(self, raw: bytes, line: bytes) -> tuple[bytes, int, bool]:
@@ -127,7 +135,7 @@ class FieldReader:
                 return name, entry[1], False
             raise ProxyError(self._fault, line_fault(line))
         name = raw.lower()
-        entry = self._seed.get(name) or (name, PLAIN, False)
+        entry = self._seed.get(name) or (name, self._other(name) if self._other is not None else PLAIN, False)
         if len(raw) <= _NAME_BYTES_MAX:
             if len(self._names) >= len(self._seed) + _NAMES_MAX:
                 self._names.clear()
@@ -144,6 +152,7 @@ class FieldReader:
 def remove_nominated(fields: Fields, known: dict[bytes, bytes], options: list[bytes]) -> Fields:
     """Fields without those that `connection` names, but for the ones it may not name (RFC 9110 section 7.6.1)."""
     removed = set(options) - semantics.HOP_BY_HOP - semantics.NOT_NOMINABLE - {b"close"}
+    removed = {name for name in removed if not is_claim(name)}
     if not removed:
         return fields
     for name in removed:

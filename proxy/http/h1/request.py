@@ -9,10 +9,30 @@ from typing import Final
 
 from proxy.errors import Kind, ProxyError
 from proxy.http import semantics
+from proxy.http.claims import is_claim, is_twin
 from proxy.http.message import KNOWN_REQUEST_FIELDS, RequestHead
 from proxy.http.semantics import quoted
 
-from .head import CONTROL, DROPPED, KNOWN, FieldReader, H1Limits, bad_octet, check_sendable, remove_nominated
+from .head import (
+    CLAIM,
+    CONTROL,
+    DROPPED,
+    KNOWN,
+    PLAIN,
+    FieldReader,
+    H1Limits,
+    bad_octet,
+    check_sendable,
+    remove_nominated,
+)
+
+
+def _other(name: bytes) -> int:
+    """What to do with a field that no table names."""
+    if is_claim(name):
+        return CLAIM
+    return DROPPED if is_twin(name) else PLAIN
+
 
 _READER: Final = FieldReader(
     dict.fromkeys(KNOWN_REQUEST_FIELDS, KNOWN)
@@ -20,9 +40,9 @@ _READER: Final = FieldReader(
         (b"connection", b"content-length", b"expect", b"host", b"te", b"transfer-encoding", b"upgrade"), CONTROL
     )
     | dict.fromkeys(semantics.UNDERSCORE_TWINS_REFUSED, CONTROL)
-    | dict.fromkeys((b"http2-settings", b"keep-alive", b"proxy-authorization", b"proxy-connection"), DROPPED)
-    | dict.fromkeys(semantics.UNDERSCORE_TWINS_DROPPED, DROPPED),
+    | dict.fromkeys(semantics.NEVER_FORWARDED | {b"keep-alive", b"proxy-connection"}, DROPPED),
     Kind.BAD_REQUEST,
+    _other,
 )
 
 _METHODS: Final = frozenset(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.errors import Kind, ProxyError
 from proxy.http import semantics
+from proxy.http.claims import CLAIM_NAMES, CLAIMED, is_claim, is_twin
 from proxy.http.compression import hpack
 from proxy.http.message import KNOWN_REQUEST_FIELDS, KNOWN_RESPONSE_FIELDS, RequestHead, ResponseHead
 from proxy.http.semantics import quoted
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from proxy.http.message import Field, Fields
 
 # What to do with a field, by its name; names not listed are checked, and then plain.
-_PLAIN, _KNOWN, _LENGTH, _COOKIE, _HOST, _TE, _EXPECT, _DROPPED, _TWIN, _FORBIDDEN = range(10)
+_PLAIN, _KNOWN, _LENGTH, _COOKIE, _HOST, _TE, _EXPECT, _DROPPED, _TWIN, _FORBIDDEN, _CLAIM = range(11)
 
 _CONNECTION_SPECIFIC: Final = semantics.HOP_BY_HOP - {b"te", b"http2-settings"}
 _COMMON_NAMES: Final = {name for name, _ in hpack.STATIC if not name.startswith(b":")} | {
@@ -44,8 +45,9 @@ _COMMON_NAMES: Final = {name for name, _ in hpack.STATIC if not name.startswith(
 }
 _REQUEST_NAMES: Final[dict[bytes, int]] = {
     **dict.fromkeys(_COMMON_NAMES, _PLAIN),
+    **dict.fromkeys(CLAIM_NAMES, _CLAIM),
     **dict.fromkeys(KNOWN_REQUEST_FIELDS, _KNOWN),
-    **dict.fromkeys(semantics.UNDERSCORE_TWINS_DROPPED | {b"http2-settings", b"proxy-authorization"}, _DROPPED),
+    **dict.fromkeys(semantics.NEVER_FORWARDED, _DROPPED),
     **dict.fromkeys(semantics.UNDERSCORE_TWINS_REFUSED, _TWIN),
     **dict.fromkeys(_CONNECTION_SPECIFIC, _FORBIDDEN),
     **{b"content-length": _LENGTH, b"cookie": _COOKIE, b"host": _HOST, b"te": _TE, b"expect": _EXPECT},
@@ -99,13 +101,18 @@ def _read_request_fields(head: RequestHead, fields: Fields, authority: bytes | N
     for field in fields:
         name, value = field
         kind = names.get(name)
-        if kind is None and not _is_name(name):
-            return f"invalid field name {quoted(name)}"
+        if kind is None:
+            if not _is_name(name):
+                return f"invalid field name {quoted(name)}"
+            kind = _CLAIM if is_claim(name) else _DROPPED if is_twin(name) else _PLAIN
         if not kind:
             keep(field)
         elif kind == _KNOWN:
             keep(field)
             known[name] = known[name] + b", " + value if name in known else value
+        elif kind == _CLAIM:
+            keep(field)
+            known[CLAIMED] = b""
         elif kind == _COOKIE:  # crumbs, which only HTTP/2 allows (RFC 9113 section 8.2.3)
             crumbs = known.get(name)
             known[name] = crumbs + b"; " + value if crumbs and value else crumbs or value
@@ -204,9 +211,9 @@ def parse_response(fields: Fields) -> ResponseHead | str:
     """A response's head, or what is malformed. `content_length` is None where no field gave it."""
     if not fields or fields[0][0] != b":status":
         return "no :status first"
-    status = fields[0][1]
-    if len(status) != 3 or not status.isdigit() or status < b"100":
-        return f"invalid :status {quoted(status)}"
+    status = semantics.decimal(fields[0][1], 3)
+    if status is None or status < 100:
+        return f"invalid :status {quoted(fields[0][1])}"
     fields = fields[1:]
     fault = _bad_value(fields)
     if fault is not None:
@@ -233,7 +240,7 @@ def parse_response(fields: Fields) -> ResponseHead | str:
                 return f"invalid content-length {quoted(value)}"
         elif kind == _FORBIDDEN:
             return f"connection-specific field {quoted(name)}"
-    return ResponseHead(int(status), kept, known, content_length=length, version=b"2")
+    return ResponseHead(status, kept, known, content_length=length, version=b"2")
 
 
 def copy_response(head: ResponseHead) -> ResponseHead:

@@ -511,3 +511,18 @@ def test_many_faults_are_found_in_reasonable_work():
     )
     text = MINIMAL.replace("    upstream: web\n", f"    routes:\n{routes}")
     assert len(faults(text)) == 3000
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:192.0.2.7", "192.0.2.7/32"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+        ("2001:db8::/32", "2001:db8::/32"),
+    ],
+)
+def test_a_network_of_mapped_addresses_is_meant_as_ipv4(written, meant):
+    text = MINIMAL.replace("    upstream: web\n", f'    upstream: web\n    trusted: ["{written}"]\n')
+    assert [str(network) for network in parse_config(text).listeners[0].trusted] == [meant]

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from proxy.config import ConfigError, load_config, parse_config, rules
+from proxy.http import semantics
 
 BASE = """\
 listeners:
@@ -177,6 +178,35 @@ def test_early_data_needs_tls():
     found = with_listener("routes: [{upstream: web, early_data: true}]")
     assert found == ["f:4:42: listeners[0].routes[0].early_data: 0-RTT needs tls, and upstream 'web' has none"]
     assert with_listener("routes: [{upstream: web, early_data: true}]", "tls: {}") == []
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("upgrade: [websocket, foo/1], connect: true", None),
+        ("upgrade: []", None),
+        ("upgrade: [websocket, H2C]", "upgrade[1]: H2C is never passed on: its requests would reach the origin unread"),
+        ("upgrade: [HTTP/2.0]", "upgrade[0]: HTTP/2.0 is never passed on: its requests would reach the origin unread"),
+        ("upgrade: [a b]", "upgrade[0]: expected the name of a protocol such as websocket, got 'a b'"),
+        ("upgrade: websocket", "upgrade: expected a list, got 'websocket'"),
+        ("upgrade: [5]", "upgrade[0]: expected the name of a protocol such as websocket, got 5"),
+        ("connect: yes", "connect: expected true or false, got 'yes'"),
+    ],
+)
+def test_tunnels_of_a_route(written, expected):
+    found = with_listener(f"routes: [{{upstream: web, {written}}}]")
+    assert len(found) == (expected is not None)
+    assert all(f"routes[0].{expected}" in one for one in found)
+
+
+def test_only_http_routes_take_tunnels():
+    for written in ("upgrade: [foo]", "connect: true"):
+        (found,) = with_listener(f"protocol: tcp\nroutes: [{{upstream: web, {written}}}]")
+        assert "tcp listeners see no requests, only connections" in found
+
+
+def test_what_is_never_upgraded_is_one_list():
+    assert {name.encode() for name in rules.NEVER_UPGRADED} == semantics.NEVER_UPGRADED
 
 
 def test_a_rule_about_a_value_at_fault_is_silent():

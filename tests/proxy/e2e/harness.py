@@ -431,7 +431,9 @@ async def wait_for(condition: Callable[[], Any], wait: float = WAIT_S) -> None:
 
 
 class Log:
-    """A structlog stand-in that remembers."""
+    """An event log that remembers."""
+
+    dropped = suppressed = 0
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, str, dict[str, Any]]] = []
@@ -445,7 +447,7 @@ class Log:
 
 CONFIG = """
 listeners:
-  - {{name: web, address: "127.0.0.1:0", upstream: app{listener}}}
+  - {{name: web, address: "127.0.0.1:0", {to}{listener}}}
 upstreams:
   app:
     protocol: h1
@@ -470,8 +472,10 @@ def config(
     limits: str = "header_timeout: 5s",
     listener: str = "",
     upstream: str = "",
+    route: str = "",
 ) -> str:
-    """A config for one listener and one upstream."""
+    """A config for one listener and one upstream. `route`: what its one route has beside the upstream."""
+    to = f"routes: [{{upstream: app, {route}}}]" if route else "upstream: app"
     endpoints = ", ".join(f'"127.0.0.1:{port}"' for port in ports)
     if upstream:
         upstream = "\n    " + upstream

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from .harness import OK, Client, Origin, Proxy, raw, request
+from .harness import OK, Client, Origin, Proxy, config, raw, request
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+Start = Callable[[str], Awaitable[Proxy]]
 
 # Fields.
 
@@ -161,6 +165,70 @@ async def test_another_proxy_is_no_loop(proxy: Proxy, origin: Origin, client: Cl
 async def test_http10_is_told_by_via(proxy: Proxy, origin: Origin, client: Client) -> None:
     await client.ask(b"GET / HTTP/1.0\r\nhost: a.test\r\n\r\n")
     assert (await origin.request()).one(b"via") == b"1.0 onetrip"
+
+
+CLAIMS = (
+    b"forwarded: for=9.9.9.9;proto=https\r\nx-real-ip: 9.9.9.9\r\nx-client-ip: 9.9.9.9\r\nx-forwarded-port: 1\r\n"
+    b"x-forwarded-prefix: /x\r\nX-Forwarded-User: root\r\nx-forwarded-server: s\r\nx-forwarded-ssl: on\r\n"
+    b"x-forwarded-scheme: https\r\nx-envoy-internal: true\r\nX-Original-URL: /admin\r\nonetrip-attempt: 4\r\n"
+    b"true-client-ip: 9.9.9.9\r\nx-onetrip-x: 1\r\nonetrip-debug: 1\r\nearly-data: 1\r\nclient-cert: :AA:\r\n"
+)
+TWINS = b"X_Forwarded_For: 9.9.9.9\r\nx-real_ip: 9.9.9.9\r\nx_request_id: 9\r\nx_forwarded_prefix: 9\r\nproxy: 9\r\n"
+
+
+async def test_a_strangers_claims_go_and_choose_no_route(start: Start, own_origin: Origin) -> None:
+    text = config(own_origin.port, listener="trusted: []", route="match: {headers: {x-real-ip: 9.9.9.9}}")
+    proxy = await start(text)
+    assert (await (await proxy.connect()).get(extra=CLAIMS)).status == 404
+    assert not own_origin.requests
+    proxy = await start(config(own_origin.port, listener="trusted: []"))
+    assert (await (await proxy.connect()).get(extra=b"x-mine: 1\r\n" + CLAIMS + TWINS)).status == 200
+    names = {name for name, _ in (await own_origin.request()).fields}
+    added = {b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"via", b"x-request-id", b"traceparent"}
+    assert names - {b"cdn-loop"} == {b"host", b"x-mine"} | added
+    assert (await own_origin.request()).one(b"x-forwarded-for") == b"127.0.0.1"
+
+
+async def test_a_trusted_clients_claims_stay(proxy: Proxy, origin: Origin, client: Client) -> None:
+    assert (await client.get(extra=CLAIMS + TWINS)).status == 200
+    got = await origin.request()
+    assert got.one(b"forwarded") == b"for=9.9.9.9;proto=https"
+    assert got.one(b"x-real-ip") == b"9.9.9.9"
+    assert got.one(b"x-original-url") == b"/admin"
+    for name in (b"onetrip-debug", b"onetrip-attempt", b"x_forwarded_for", b"x-real_ip", b"x_request_id", b"proxy"):
+        assert got.one(name) is None, name
+
+
+async def test_an_ipv4_client_of_a_socket_for_both_families_is_one(proxy: Proxy, origin: Origin) -> None:
+    """Such sockets come from systemd; the kernel shows the client as ::ffff:127.0.0.1."""
+    loop = asyncio.get_running_loop()
+    sock = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    server = await loop.create_server(proxy.listener.accept, sock=sock)
+    peer = socket.socket()
+    peer.setblocking(False)
+    await loop.sock_connect(peer, ("127.0.0.1", sock.getsockname()[1]))
+    client = Client(peer)
+    assert (await client.get(extra=b"x-forwarded-for: 9.9.9.9\r\n")).status == 200
+    assert (await origin.request()).one(b"x-forwarded-for") == b"9.9.9.9, 127.0.0.1"
+    assert b'"client":"127.0.0.1"' in next(iter(proxy.listener.connections)).log_start
+    client.close()
+    server.close()
+
+
+FORBIDDEN = b"""host content-length transfer-encoding authorization cookie x-forwarded-for x-real-ip x_forwarded_for
+    forwarded early-data onetrip-attempt connection te content-type max-forwards set-cookie cache-control""".split()
+
+
+async def test_trailers_frame_route_and_vouch_for_nothing(proxy: Proxy, origin: Origin, client: Client) -> None:
+    section = b"".join(b"%b: 1\r\n" % name for name in FORBIDDEN) + b"x-sum: 7\r\n"
+    body = b"3\r\nabc\r\n0\r\n" + section + b"\r\n"
+    origin.answer = raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + body)
+    answer = await client.ask(request(b"POST", extra=b"transfer-encoding: chunked\r\n", body=body))
+    assert answer.body == b"abc"
+    assert answer.trailers == [(b"x-sum", b"7")]
+    got = await origin.request()
+    assert got.body == b"abc"
+    assert got.trailers == [(b"x-sum", b"7")]
 
 
 async def test_date_is_added_when_missing(proxy: Proxy, origin: Origin, client: Client) -> None:

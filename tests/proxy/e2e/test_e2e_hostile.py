@@ -242,7 +242,7 @@ async def test_answer_while_the_body_still_comes(proxy: Proxy, origin: Origin, c
 
 async def test_upgrade_accepted_to_something_else(proxy: Proxy, origin: Origin, client: Client) -> None:
     origin.answer = raw(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n")
-    answered = await client.get(extra=b"connection: upgrade\r\nupgrade: chat\r\n")
+    answered = await client.get(extra=b"connection: upgrade\r\nupgrade: websocket\r\n")
     assert answered.status == 502
     origin.answer = raw(OK)
     assert (await client.get()).body == b"ok"
@@ -251,15 +251,15 @@ async def test_upgrade_accepted_to_something_else(proxy: Proxy, origin: Origin, 
 @pytest.mark.parametrize("then", ["close", "reset"])
 async def test_upgrade_meets_a_close(proxy: Proxy, origin: Origin, client: Client, then: str) -> None:
     origin.answer = raw(then=then)
-    assert (await client.get(extra=b"connection: upgrade\r\nupgrade: chat\r\n")).status == 502
+    assert (await client.get(extra=b"connection: upgrade\r\nupgrade: websocket\r\n")).status == 502
     origin.answer = raw(OK)
     assert (await client.get()).body == b"ok"
 
 
 @pytest.mark.parametrize("then", ["close", "reset"])
 async def test_tunnel_origin_goes(proxy: Proxy, origin: Origin, client: Client, then: str) -> None:
-    origin.answer = raw(b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\nhi", then=then)
-    await client.send(b"GET / HTTP/1.1\r\n" + H + b"connection: upgrade\r\nupgrade: chat\r\n\r\n")
+    origin.answer = raw(b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhi", then=then)
+    await client.send(b"GET / HTTP/1.1\r\n" + H + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n")
     await client.closed()
 
 
@@ -267,11 +267,11 @@ async def test_idle_tunnel_ends(proxy: Proxy, origin: Origin, client: Client) ->
     gone: list[str] = []
 
     async def answer(peer: OriginPeer, got: Message) -> None:
-        await peer.send(b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\nhi")
+        await peer.send(b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhi")
         gone.append(await peer.gone())
 
     origin.answer = answer
-    await client.send(b"GET / HTTP/1.1\r\n" + H + b"connection: upgrade\r\nupgrade: chat\r\n\r\n")
+    await client.send(b"GET / HTTP/1.1\r\n" + H + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n")
     await client.closed()
     await wait_for(lambda: gone)
 

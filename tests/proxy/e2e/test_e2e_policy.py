@@ -270,8 +270,8 @@ async def test_half_closed_client_that_waits_long(start: Start, own_origin: Orig
 
 # Tunnels.
 
-UPGRADE = b"GET / HTTP/1.1\r\n" + H + b"connection: upgrade\r\nupgrade: chat\r\n\r\n"
-SWITCH = b"HTTP/1.1 101 S\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n"
+UPGRADE = b"GET / HTTP/1.1\r\n" + H + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"
+SWITCH = b"HTTP/1.1 101 S\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
 
 
 @pytest.mark.parametrize("side", ["client", "origin"])

@@ -261,6 +261,13 @@ async def test_refused_head(proxy: Proxy, origin: Origin, client: Client, wire: 
     assert not origin.requests
 
 
+# In one piece and with nothing behind it a chunked body takes a shortcut, which must be as strict.
+CHUNKS_REFUSED |= {
+    f"all of it, size {size!r}": size + b"\r\nabc\r\n" + ZERO
+    for size in (b"0x3", b"0X3", b"0_3", b"+3", b"-3", b" 3", b"3 ", b"\t3", b"3\x0b", b"\xb3", b"\xd9\xa3", b"0o3", b"")
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
 @pytest.mark.parametrize("body", CHUNKS_REFUSED.values(), ids=CHUNKS_REFUSED.keys())
 async def test_refused_chunks(proxy: Proxy, origin: Origin, client: Client, body: bytes, cut: bool) -> None:

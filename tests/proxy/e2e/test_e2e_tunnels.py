@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 import pytest
 from websockets.asyncio.client import connect
@@ -13,17 +14,20 @@ from .harness import OK, Client, Ended, Message, Origin, OriginPeer, Proxy, conf
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+Start = Callable[[str], Awaitable[Proxy]]
 
 # Upgrade, CONNECT.
 
-UPGRADE = b"connection: Upgrade\r\nupgrade: chat/2\r\n"
+UPGRADE = b"connection: Upgrade\r\nupgrade: websocket\r\n"
 
 
 async def test_upgrade(proxy: Proxy, origin: Origin, client: Client) -> None:
     async def answer(peer: OriginPeer, got: Message) -> None:
-        assert got.one(b"upgrade") == b"chat/2"
+        assert got.one(b"upgrade") == b"websocket"
         assert b"upgrade" in (got.one(b"connection") or b"").lower()
-        await peer.send(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: chat/2\r\nx: y\r\n\r\nhi")
+        await peer.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nx: y\r\n\r\nhi"
+        )
         while True:
             await peer.fill()
             data, peer.held = peer.held, b""
@@ -32,7 +36,7 @@ async def test_upgrade(proxy: Proxy, origin: Origin, client: Client) -> None:
     origin.answer = answer
     answer_ = await client.ask(request(extra=UPGRADE) + b"early")
     assert answer_.status == 101
-    assert answer_.one(b"upgrade") == b"chat/2"
+    assert answer_.one(b"upgrade") == b"websocket"
     assert (answer_.one(b"connection") or b"").lower() == b"upgrade"
     assert answer_.one(b"x") == b"y"
     assert await client.exactly(7) == b"hiEARLY"
@@ -43,7 +47,7 @@ async def test_upgrade(proxy: Proxy, origin: Origin, client: Client) -> None:
 @pytest.mark.parametrize("who", ["client", "origin"])
 async def test_tunnel_half_close(proxy: Proxy, origin: Origin, client: Client, who: str) -> None:
     async def answer(peer: OriginPeer, got: Message) -> None:
-        await peer.send(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: chat/2\r\n\r\n")
+        await peer.send(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
         if who == "client":
             data = await peer.rest()
             await peer.send(data.upper())
@@ -110,7 +114,61 @@ async def test_websocket(proxy: Proxy, start: object) -> None:
     assert not through.complaints
 
 
-async def test_connect(proxy: Proxy, origin: Origin, client: Client) -> None:
+@pytest.mark.parametrize(
+    ("route", "asked", "passed"),
+    [
+        ("", b"websocket", b"websocket"),
+        ("", b"websocket, h2c", b"websocket"),
+        ("", b"h2c, foo/1, WebSocket, bar", b"websocket"),
+        ("", b"foo/1", None),
+        ("", b"foo/1, bar", None),
+        ("", b"websocket/13", None),
+        ("", b"websockets", None),
+        ("", b"web socket", None),
+        ("upgrade: []", b"websocket", None),
+        ("upgrade: [foo/1, Bar]", b"websocket, bar, foo/1", b"bar"),
+        ("upgrade: [foo/1]", b"foo", None),
+    ],
+)
+async def test_only_upgrades_that_the_route_names_pass(
+    start: Start, own_origin: Origin, route: str, asked: bytes, passed: bytes | None
+) -> None:
+    proxy = await start(config(own_origin.port, route=route))
+    client = await proxy.connect()
+    answer = await client.ask(
+        request(extra=b"connection: upgrade\r\nupgrade: %b\r\n" % asked) + request(target=b"/next")
+    )
+    assert answer.status == 200
+    got = await own_origin.request()
+    assert got.one(b"upgrade") == passed
+    assert (got.one(b"connection") or b"").lower() == (b"upgrade" if passed else b"")
+    assert (await client.response()).status == 200  # the connection goes on
+    assert [got.target for got in own_origin.requests] == [b"/", b"/next"]
+
+
+async def test_an_upgrade_that_is_ignored_is_an_ordinary_request(proxy: Proxy, origin: Origin, client: Client) -> None:
+    origin.answer = raw(b"HTTP/1.1 101 S\r\nconnection: upgrade\r\nupgrade: foo/1\r\n\r\nhi")
+    answer = await client.ask(request(extra=b"connection: upgrade\r\nupgrade: foo/1\r\n") + b"GET /evil HTTP/1.1\r\n")
+    assert answer.status == 502
+    assert [got.target for got in origin.requests] == [b"/"]
+
+
+CONNECT = b"CONNECT a.test:443 HTTP/1.1\r\nhost: a.test:443\r\n\r\n"
+
+
+async def test_connect_is_refused_unless_a_route_takes_it(proxy: Proxy, origin: Origin, client: Client) -> None:
+    answer = await client.ask(CONNECT + request(target=b"/evil"), method=b"CONNECT")
+    assert answer.status == 501
+    assert b"`connect: true` on the route" in (answer.one(b"proxy-status") or b"")
+    assert await client.closed() == b""
+    assert not origin.requests
+
+
+async def test_connect(start: Start, own_origin: Origin) -> None:
+    origin = own_origin
+    proxy = await start(config(origin.port, route="connect: true"))
+    client = await proxy.connect()
+
     async def answer(peer: OriginPeer, got: Message) -> None:
         assert got.target == b"a.test:443"
         await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\ntransfer-encoding: chunked\r\n\r\nhi")
@@ -118,8 +176,7 @@ async def test_connect(proxy: Proxy, origin: Origin, client: Client) -> None:
 
     # RFC 9110 section 9.3.6: framing in a 2xx answer to CONNECT is ignored, so it may be refused, but never honoured
     origin.answer = answer
-    head = b"CONNECT a.test:443 HTTP/1.1\r\nhost: a.test:443\r\n\r\n"
-    answer_ = await client.ask(head + b"ping", method=b"CONNECT")
+    answer_ = await client.ask(CONNECT + b"ping", method=b"CONNECT")
     if answer_.status == 200:
         assert answer_.one(b"content-length") is None
         assert await client.closed() == b"hi<ping>"
@@ -127,9 +184,12 @@ async def test_connect(proxy: Proxy, origin: Origin, client: Client) -> None:
         assert answer_.status == 502
 
 
-async def test_connect_refused(proxy: Proxy, origin: Origin, client: Client) -> None:
+async def test_connect_refused(start: Start, own_origin: Origin) -> None:
+    origin = own_origin
+    proxy = await start(config(origin.port, route="connect: true"))
+    client = await proxy.connect()
     origin.answer = raw(b"HTTP/1.1 405 No\r\ncontent-length: 2\r\n\r\nno")
-    answer = await client.ask(b"CONNECT a.test:443 HTTP/1.1\r\nhost: a.test:443\r\n\r\n" + request())
+    answer = await client.ask(CONNECT + request())
     assert answer.status == 405
     assert answer.body == b"no"
     assert await client.closed() == b""

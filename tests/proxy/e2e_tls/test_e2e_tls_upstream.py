@@ -48,7 +48,7 @@ async def warmed_up(start, origin, ca, **settings):
     proxy = await start(config(origin, ca, **settings))
     client = await proxy.connect()
     assert (await client.get()).status == 200
-    await wait_for(lambda: proxy.upstream.sessions_of(proxy.pool.target.endpoint).held)
+    await wait_for(lambda: proxy.upstream.reach.sessions_of(proxy.pool.target.endpoint).held)
     await cold(proxy, origin)
     origin.requests.clear()
     return proxy, client

@@ -96,10 +96,24 @@ def test_an_id_that_is_none_is_replaced(bad: bytes) -> None:
         b"00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
         TRACEPARENT + b"\n",
         TRACEPARENT + b", " + TRACEPARENT,
+        TRACEPARENT + b"-",
+        b"01" + TRACEPARENT[2:] + b"x",
+        b"01" + TRACEPARENT[2:] + b'-"',
+        b"01" + TRACEPARENT[2:] + b"-\\",
+        b"01" + TRACEPARENT[2:] + b"-\xff",
+        b"01" + TRACEPARENT[2:] + b"-a b",
+        b"01" + TRACEPARENT[2:] + b"-a, " + TRACEPARENT,
+        b"01" + TRACEPARENT[2:] + b"-" + b"a" * 129,
     ],
 )
 def test_a_traceparent_that_is_none_is_replaced(bad: bytes) -> None:
     assert forwarded(head((b"traceparent", bad)), STRANGER)[b"traceparent"] != bad
+
+
+@pytest.mark.parametrize("rest", [b"", b"-", b"-00", b"-what-is_to.Come"])
+def test_a_traceparent_of_a_later_version_is_kept(rest: bytes) -> None:
+    value = b"01" + TRACEPARENT[2:] + rest
+    assert forwarded(head((b"traceparent", value)), STRANGER)[b"traceparent"] == value
 
 
 def test_via_grows_and_names_the_version_that_was_received() -> None:

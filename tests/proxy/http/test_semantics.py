@@ -73,6 +73,7 @@ def test_split_absolute(target, parts):
     ("value", "kept"),
     [
         (b"websocket", b"websocket"),
+        (b"WebSocket", b"websocket"),
         (b"h2c, websocket", b"websocket"),
         (b"h2c", b""),
         (b"HTTP/2.0, TLS/1.2, foo/2, bar", b"foo/2, bar"),
@@ -82,6 +83,21 @@ def test_split_absolute(target, parts):
 )
 def test_upgrade_protocols(value, kept):
     assert semantics.upgrade_protocols(value) == kept
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed", "kept"),
+    [
+        (b"websocket", (b"websocket",), b"websocket"),
+        (b"foo/1, websocket", (b"websocket",), b"websocket"),
+        (b"foo/1, websocket", (b"websocket", b"foo/1"), b"foo/1"),
+        (b"foo/1", (b"websocket", b"foo"), b""),
+        (b"websocket", (), b""),
+        (b"", (b"websocket",), b""),
+    ],
+)
+def test_the_first_allowed_upgrade_goes_on_alone(value, allowed, kept):
+    assert semantics.first_allowed(value, allowed) == kept
 
 
 def test_list_members():

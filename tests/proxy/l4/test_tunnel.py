@@ -283,19 +283,11 @@ async def test_a_client_that_resets_while_its_dial_hangs_is_let_go(monkeypatch: 
 async def test_names_with_several_addresses_are_raced(monkeypatch: pytest.MonkeyPatch) -> None:
     async with origin() as app:
 
-        async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        async def look_up(self: Any, host: str, port: int, **_: Any) -> list[Any]:
             assert host == "app.test"
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in ("127.0.0.7", "127.0.0.1")]
+            return [(socket.AF_INET, (ip, port)) for ip in ("127.0.0.7", "127.0.0.1")]
 
-        loop = asyncio.get_running_loop()
-        if isinstance(loop, asyncio.BaseEventLoop):
-            monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
-        else:
-            monkeypatch.setattr("proxy.net.dial.Resolver._look_up", lambda self, host, port: look_up(host, port))
-
-        async def look_up(host: str, port: int) -> list[Any]:
-            return [(family, address) for family, _, _, _, address in await getaddrinfo(host, port)]
-
+        monkeypatch.setattr("proxy.net.resolver.Resolver._look_up", look_up)
         async with edge(config(f"app.test:{app.port}", warm=1)) as it:
             client = await it.connect()
             await client.send(b"hello")

@@ -26,7 +26,9 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], Any]]:
 
 
 class Log:
-    """A structlog stand-in that remembers."""
+    """An event log that remembers."""
+
+    dropped = suppressed = 0
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, str, dict[str, Any]]] = []
@@ -37,7 +39,7 @@ class Log:
 
 CONFIG = """
 listeners:
-  - {{name: web, address: "127.0.0.1:0", upstream: app{tls_down}}}
+  - {{name: web, address: "127.0.0.1:0", {to}{tls_down}}}
 upstreams:
   app:
     protocol: {protocol}
@@ -122,6 +124,7 @@ async def start_proxy(lab: Lab, *ports: int, down_tls: bool, up: str, up_tls: bo
         "max_connections": 16,
         "keepalive": "15s",
         "extra": "",
+        "to": "upstream: app",
         **options,
     }
     text = CONFIG.format(

@@ -12,7 +12,7 @@ from proxy.http.compression.hpack import Encoder
 from proxy.http.h2 import frames as wire
 
 from .conftest import Lab, Start, start_proxy, wait_for
-from .peers import Gone, Origin, connect
+from .peers import Gone, H2Message, Origin, connect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -310,6 +310,37 @@ async def test_websocket_to_plain_h2_without_extended_connect(start: Start) -> N
     call.upgraded = False
     assert await call.status() == 502
     assert "http_upgrade_failed" in call.one("proxy-status")
+    await client.close()
+    await proxy.quiet()
+
+
+# Tunnels that the route does not take.
+
+
+async def test_extended_connect_only_where_the_route_takes_the_upgrade(start: Start) -> None:
+    """It can't be ignored as HTTP/1.1's `upgrade` can: a 2xx would mean that there is a tunnel."""
+    origin, proxy = await start("h2", to="routes: [{upstream: app, upgrade: []}]")
+    client = await connect("h2", proxy.port, None)
+    call = await client.websocket()
+    assert await call.status() == 501
+    assert "`upgrade` on the route" in call.one("proxy-status")
+    assert await (await client.start("GET", "/")).body() == b"ok"
+    assert [got.path for got in origin.requests] == ["/"]
+    await client.close()
+    await proxy.quiet()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_connect_only_where_the_route_takes_it(start: Start, allowed: bool) -> None:
+    origin, proxy = await start("h1", to=f"routes: [{{upstream: app, connect: {str(allowed).lower()}}}]")
+    client = await connect("h2", proxy.port, None)
+    stream_id = client.conn.get_next_available_stream_id()
+    call = client.streams[stream_id] = H2Message(client, stream_id)
+    client.conn.send_headers(stream_id, [(":method", "CONNECT"), (":authority", "a.test:443")])
+    await client.flush()
+    assert await call.status() == (200 if allowed else 501)
+    assert len(origin.requests) == allowed
+    await call.reset(CANCEL)
     await client.close()
     await proxy.quiet()
 

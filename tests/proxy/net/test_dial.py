@@ -17,8 +17,9 @@ import pytest_asyncio
 from proxy.errors import Kind, ProxyError
 from proxy.loop.background import Background
 from proxy.net import dial as connect
+from proxy.net import resolver as resolving
 from proxy.net.dial import SocketOptions, connect_error, connect_socket, new_socket, open_socket
-from proxy.net.resolver import Resolver, interleave
+from proxy.net.resolver import Resolver, SockAddress, interleave
 from routing.model import Endpoint
 
 NAME = Endpoint("service.test", 443)
@@ -35,34 +36,34 @@ class Clock:
 
 
 class Names:
-    """Stands in for getaddrinfo(3) of the running loop."""
+    """Stands in for the threads that call getaddrinfo(3)."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[str] | OSError] = {}
         self.asked: list[str] = []
         self.held: asyncio.Event | None = None
 
-    async def getaddrinfo(self, host: str, port: int, **_: Any) -> list[Any]:
+    async def look_up(self, lane: Any, host: str, port: int) -> list[SockAddress]:
         self.asked.append(host)
         if self.held is not None:
             await self.held.wait()
         answer = self.answers[host]
         if isinstance(answer, OSError):
             raise answer
-        return [(V6 if ":" in ip else V4, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in answer]
+        return [(V6 if ":" in ip else V4, (ip, port)) for ip in answer]
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(connect, "monotonic", clock)
+    monkeypatch.setattr(resolving, "monotonic", clock)
     return clock
 
 
 @pytest_asyncio.fixture
 async def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     names = Names()
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", names.getaddrinfo)
+    monkeypatch.setattr(resolving._Lane, "look_up", lambda lane, host, port: names.look_up(lane, host, port))
     return names
 
 
@@ -80,7 +81,7 @@ async def turns(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-def addresses(found: list[connect.SockAddress]) -> list[str]:
+def addresses(found: list[SockAddress]) -> list[str]:
     return [address[0] for _, address in found]
 
 
@@ -102,7 +103,7 @@ async def test_the_first_look_up_is_awaited_and_later_ones_return_at_once(
 async def test_what_is_old_is_used_and_refreshed_behind_the_scenes(
     names: Names, background: Background, clock: Clock
 ) -> None:
-    resolver = Resolver(background, refresh_s=30.0)
+    resolver = Resolver(background)
     names.answers["service.test"] = ["10.0.0.1"]
     await resolver.resolve("service.test", 443)
     names.answers["service.test"] = ["10.0.0.9"]
@@ -225,7 +226,7 @@ class Stage:
         self.cancelled: list[str] = []
         monkeypatch.setattr(connect, "_connect_one", self.connect)
 
-    async def connect(self, address: connect.SockAddress, _: SocketOptions) -> socket.socket:
+    async def connect(self, address: SockAddress, _: SocketOptions) -> socket.socket:
         ip = address[1][0]
         self.begun.append(ip)
         outcome = self.outcomes[ip] = asyncio.get_running_loop().create_future()
@@ -249,7 +250,7 @@ class Stage:
         return sock
 
 
-def at(*ips: str) -> list[connect.SockAddress]:
+def at(*ips: str) -> list[SockAddress]:
     return [(V6 if ":" in ip else V4, (ip, 443)) for ip in ips]
 
 

@@ -19,7 +19,9 @@ import pytest
 import pytest_asyncio
 
 from proxy.observe import access_log as logging
-from proxy.observe.access_log import AccessLog, AccessRecord, Writer, encode
+from proxy.observe import writer as writing
+from proxy.observe.access_log import AccessLog, AccessRecord, encode
+from proxy.observe.writer import Writer
 
 WAIT_S = 8.0
 
@@ -243,7 +245,7 @@ async def test_a_full_disk_costs_lines_and_nothing_else(open_log: Open) -> None:
 async def test_lines_after_a_cut_one_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills up within a line, and is freed again."""
     path = tmp_path / "access.log"
-    writer = Writer(str(path), logging.queue.SimpleQueue())
+    writer = Writer(str(path), bytes_max=1000)
     write = os.write
     room = [7]
 
@@ -255,12 +257,12 @@ async def test_lines_after_a_cut_one_are_whole(tmp_path: Path, monkeypatch: pyte
         return size
 
     monkeypatch.setattr(os, "write", scarce)
-    writer._write(b"aaaa\nbbbb\ncccc\n")
-    writer._write(b"dddd\n")
+    writer._write_batch(b"aaaa\nbbbb\ncccc\n")
+    writer._write_batch(b"dddd\n")
     assert writer.dropped == 3
     room[0] = 1000
-    writer._write(b"eeee\n")
-    writer._write(b"ffff\n")
+    writer._write_batch(b"eeee\n")
+    writer._write_batch(b"ffff\n")
     assert path.read_bytes() == b"aaaa\nbb\neeee\nffff\n"
 
 
@@ -316,15 +318,14 @@ async def test_too_many_lines_in_one_moment_are_dropped_and_counted(
 
 
 async def test_the_end_does_not_wait_for_a_stopped_reader(open_log: Open, blocked_pipe: tuple[Path, int]) -> None:
-    path, reader = blocked_pipe
-    log = open_log(path)
+    log = open_log(blocked_pipe[0])
     log.add(b"1\n", False)
-    log.close(0.05)
     thread = next(thread for thread in threading.enumerate() if thread.name == "access-log")
     assert thread.daemon, "it does not keep the process"
-    os.read(reader, 65536)
+    log.close(0.05)
     thread.join(WAIT_S)
     assert not thread.is_alive()
+    assert log.dropped == 1
 
 
 async def test_a_pipe_that_does_not_block_is_waited_for(open_log: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +358,108 @@ async def test_a_reader_that_went_away_costs_lines_and_nothing_else(open_log: Op
     log.add(b"1\n", False)
     log.flush()
     await wait_for(lambda: log.dropped == 1)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log.add(b"2\n", False)
+    log.close()
+    assert os.read(reader, 100) == b"2\n"
+    os.close(reader)
+
+
+class Told:
+    """A log of events that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.events.append((event, fields))
+
+    info = warning
+
+    def names(self) -> list[str]:
+        return [event for event, _ in self.events]
+
+
+async def test_a_fifo_without_a_reader_is_waited_for_behind_the_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "RETRY_S", 0.0)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    log, told = AccessLog(str(path)), Told()
+    log.start(asyncio.get_running_loop(), told)  # to open it would wait for a reader
+    for _ in range(3):
+        log.add(b"1\n", False)
+        log.flush()
+    await wait_for(lambda: log.dropped == 3)
+    assert told.events == [("access_log_failing", {"path": str(path), "reason": "a FIFO that nobody reads"})]
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log.add(b"2\n", False)
+    log.flush()
+    await wait_for(lambda: len(told.events) == 2)
+    assert os.read(reader, 100) == b"2\n"
+    assert told.events[1] == ("access_log_goes_on", {"path": str(path), "lines_lost": 3})
+    log.reopen()
+    log.add(b"3\n", False)
+    log.close()
+    assert os.read(reader, 100) == b"3\n"
+    os.close(reader)
+
+
+async def test_a_bad_time_is_told_once_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "access.log"
+    log, told = AccessLog(str(path)), Told()
+    log.start(asyncio.get_running_loop(), told)
+    write, full = os.write, [True]
+
+    def scarce(fd: int, data: memoryview) -> int:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", scarce)
+    for _ in range(5):
+        log.add(b"1\n", False)
+        log.flush()
+    await wait_for(lambda: log.dropped == 5)
+    full[0] = False
+    log.add(b"2\n", False)
+    log.flush()
+    await wait_for(lambda: len(told.events) > 1)
+    log.close()
+    assert told.names() == ["access_log_failing", "access_log_goes_on"]
+    assert told.events[0][1]["reason"] == "No space left on device"
+    assert told.events[1][1]["lines_lost"] == 5
+    assert numbers(path) == [2]
+
+
+async def test_a_new_file_is_begun_once_its_directory_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "RETRY_S", 0.0)
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    log, told = AccessLog(str(directory / "access.log")), Told()
+    log.start(asyncio.get_running_loop(), told)
+    directory.rename(tmp_path / "moved")
+    log.reopen()
+    log.add(b"1\n", False)
+    log.flush()
+    await wait_for(lambda: numbers(tmp_path / "moved" / "access.log") == [1])
+    directory.mkdir()
+    log.add(b"2\n", False)
+    log.close()
+    assert numbers(directory / "access.log") == [2]
+    assert told.names() == ["access_log_failing", "access_log_goes_on"]
+    assert log.dropped == 0
+
+
+async def test_one_that_is_replaced_is_not_waited_for(open_log: Open, blocked_pipe: tuple[Path, int]) -> None:
+    log = open_log(blocked_pipe[0])
+    log.add(b"1\n", False)
+    before = logging.monotonic()
+    log.retire()
+    assert logging.monotonic() - before < writing.LOOK_S
+    await wait_for(lambda: log.dropped == 1)
+    assert AccessLog("", before=log).dropped == 1
 
 
 def test_lines_of_several_processes_do_not_mix_in_a_pipe(tmp_path: Path) -> None:
@@ -367,11 +470,11 @@ def test_lines_of_several_processes_do_not_mix_in_a_pipe(tmp_path: Path) -> None
         pid = os.fork()
         if pid == 0:
             os.dup2(writer, 1)
-            batches: Any = logging.queue.SimpleQueue()
+            sink = Writer("/dev/stdout", bytes_max=100_000_000)
             lines = b"".join(b"%d:%d:%s\n" % (child, n, b"x" * (n % 700)) for n in range(3000))
-            batches.put(lines)
-            batches.put(None)
-            Writer("/dev/stdout", batches).run()
+            sink.put(lines)
+            sink.start()
+            sink.close(WAIT_S)
             os._exit(0)
         children.append(pid)
     os.close(writer)

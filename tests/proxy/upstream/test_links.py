@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def counted(it: Edge) -> dict[str, float]:
     snapshot = Snapshot()
-    it.pool.export(snapshot, "app")
+    it.upstream.export(snapshot, monotonic())
     return {
         " ".join((name, *(value for key, value in labels if key in ("handshake", "side")))): value
         for name, series in snapshot.values.items()
@@ -209,10 +210,10 @@ async def test_a_dial_that_hangs_ends_in_time() -> None:
 
 
 async def test_a_name_server_that_hangs_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def hang(*_: Any) -> Any:
+    async def hang(*_: Any, **__: Any) -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("proxy.net.dial.Resolver._look_up", hang)
+    monkeypatch.setattr("proxy.net.resolver.Resolver._look_up", hang)
     async with edge(config("app.test:1", warm=1, connect="50ms")) as it:
         await wait_for(lambda: it.pool.last_error is not None)
         assert it.pool.last_error.kind is Kind.CONNECT_TIMEOUT
@@ -236,7 +237,7 @@ async def test_a_dial_that_fails_takes_no_ticket(ca: Issued, leaf: Issued) -> No
         origin(lambda peer: tls_echo(peer, context)) as app,
         edge(config(app.port, warm=2, upstream=f'tls: {{ca: "{ca.certificate}"}}')) as it,
     ):
-        sessions = it.upstream.sessions_of(it.pool.target.endpoint)
+        sessions = it.upstream.reach.sessions_of(it.pool.target.endpoint)
         assert sessions is not None
         await wait_for(lambda: sessions.held == 4)
         failures = it.pool.counters.dial_failures
@@ -257,10 +258,10 @@ async def test_links_to_tls_servers_are_handshaken(ca: Issued, leaf: Issued) -> 
         found = counted(it)
         assert found["upstream_connections_opened full"] + found["upstream_connections_opened resumed"] == 2
         snapshot = Snapshot()
-        it.pool.export(snapshot, "app")
+        it.upstream.export(snapshot, monotonic())
         histograms = snapshot.histograms["upstream_handshake_seconds"]
-        assert {dict(labels)["phase"] for labels in histograms} == {"tcp", "tls"}
-        assert all(sum(counts) == 2 for counts, _ in histograms.values())
+        counts = {dict(labels)["phase"]: sum(counts) for labels, (counts, _) in histograms.items()}
+        assert counts == {"dns": 0, "tcp": 2, "tls": 2}
 
 
 @pytest.mark.parametrize("what", ["closes", "garbage", "another name"])
@@ -332,7 +333,7 @@ async def test_giving_up_a_dial_tells_nobody() -> None:
     told: list[Any] = []
     with Blackhole() as slow:
         async with edge(config(slow.port)) as it:
-            pool = it.upstream.open_socket_pools(passthrough=False)[0]
+            pool = next(iter(it.upstream.open_socket_pools(passthrough=False).values()))
             link = pool.dial(told.append)
             assert link.state is State.CONNECTING
             link.close()
