@@ -124,7 +124,12 @@ def test_codecs_are_without_io() -> None:
 
 def test_only_the_wiring_knows_the_worker() -> None:
     """Everything else is given what it needs."""
-    wiring = {"proxy/process/program.py", "proxy/process/supervisor.py", "proxy/process/worker.py", "proxy/process/check.py"}
+    wiring = {
+        "proxy/process/program.py",
+        "proxy/process/supervisor.py",
+        "proxy/process/worker.py",
+        "proxy/process/check.py",
+    }
     broken = []
     for path in sources("proxy"):
         if name(path) in wiring or name(path).startswith(ALSO_LOADTESTS):

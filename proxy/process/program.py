@@ -209,6 +209,8 @@ class Program:
         loop.add_signal_handler(signal.SIGHUP, self._in_background, self._reload_quietly, "reload")
         loop.add_signal_handler(signal.SIGUSR2, self._in_background, self._hand_over, "hand over")
         await self.start_workers()
+        await asyncio.sleep(0)  # the first dials go out, and for a round trip there is nothing else to do
+        prepare()
         await self._start_admin(loop)
         self.log.info(
             "listening",
@@ -225,7 +227,6 @@ class Program:
         await self.wait_ready()
         listening.notify_systemd("READY=1", f"MAINPID={os.getpid()}")  # first: the predecessor's word comes after ours
         listening.tell_predecessor()
-        await asyncio.to_thread(prepare)
 
     async def _start_admin(self, loop: asyncio.AbstractEventLoop) -> None:
         turn = Turn(loop)
