@@ -130,6 +130,7 @@ def run(tmp_path):
     """Start processes; all of them are gone at the end, and the programs that they started in their place."""
     started = []
     errors = tmp_path / "errors"
+    errors.touch()  # nothing starts where a program is missing
 
     def start(command, port):
         with errors.open("wb") as said:
