@@ -2,7 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(shell find proxy routing -name '*.py')  # what is compiled
+SOURCES := pyproject.toml setup.py $(wildcard proxy/*.py proxy/*/*.py proxy/*/*/*.py routing/*.py)  # what may be compiled
+# What an earlier build left for this interpreter; another one's stays.
+COMPILED = $(wildcard *.so proxy/*.so proxy/*/*.so proxy/*/*/*.so routing/*.so)
+FORGET = suffix=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))'); \
+	for one in $(COMPILED); do case "$$one" in *"$$suffix") rm -f "$$one";; esac; done
 
 install: $(VENV)/.base  ## the program, its hot path compiled where a C compiler is there
 
@@ -13,15 +17,15 @@ help:            ## list what can be made
 
 $(VENV)/.base: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	find proxy routing . -maxdepth 4 -name '*.so' -not -path './.venv/*' -delete
-	@echo 'installing, and compiling the hot path: a minute or two'
+	@$(FORGET)
+	@echo 'installing, and compiling the hot path: a minute'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.test: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	find proxy routing . -maxdepth 4 -name '*.so' -not -path './.venv/*' -delete
-	@echo 'installing, and compiling the hot path: a minute or two'
+	@$(FORGET)
+	@echo 'installing, and compiling the hot path: a minute'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lab]'
 	touch $(VENV)/.base $@
 

@@ -2,14 +2,23 @@
 
 A request then costs about 40 % of the interpreter's time (docs/architecture.md, "Compiled or not"). Without a C
 compiler, or with ONETRIP_PURE=1, the package installs and works as plain Python.
+
+Each module becomes a C file, and all of them one library with direct calls between them. C files are compiled on every
+core. What one came from names its object in `build/objects`: a C file that a change left as it was is not compiled again.
+(A change that adds a constant moves the others' places, and compiles all; one within a function compiles that module.)
 """
 
+import hashlib
 import os
 import shutil
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError
 
 HOT_PATH = [
     "proxy/downstream/listener.py",
@@ -64,7 +73,60 @@ HOT_PATH = [
 ]
 
 
+OBJECTS = Path("build", "objects")
+# Calls between our modules need no table that another library could change: they are direct, and may be inlined.
+FLAGS = ["-fvisibility=hidden", "-fno-semantic-interposition"]
 BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
+
+
+class Build(build_ext):
+    """Compiles what has changed, on every core. Where the compiler fails, nothing is compiled: it stays plain Python."""
+
+    def finalize_options(self):
+        """Extensions in parallel as well."""
+        super().finalize_options()
+        self.parallel = len(os.sched_getaffinity(0))
+
+    def build_extensions(self):
+        """The library's objects first; setuptools links."""
+        used = set()
+        try:
+            for extension in self.extensions:
+                if len(extension.sources) > 1:  # the library; the others are a few lines each that lead to it
+                    objects = self.objects(extension)
+                    extension.sources, extension.extra_objects = [], [*map(str, objects), *extension.extra_objects]
+                    used.update(objects)
+            super().build_extensions()
+        except (CCompilerError, OSError) as error:
+            print(f"onetrip: installing it as plain Python, since the compiler failed: {error}", file=sys.stderr)
+            for extension in self.extensions:
+                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+            self.extensions = []
+        for old in set(OBJECTS.glob(f"*.{sys.implementation.cache_tag}.o")) - used:
+            old.unlink()
+
+    def objects(self, extension):
+        """The object of each C file, compiled unless there is one of the same text, headers, flags and compiler."""
+        common = hashlib.sha256(repr((extension.extra_compile_args, self.compiler.compiler_so)).encode())
+        for folder in (sysconfig.get_path("include"), *extension.include_dirs):
+            for header in sorted(Path(folder).glob("*.h")):
+                common.update(header.read_bytes())
+
+        def compiled(source):
+            name = common.copy()
+            name.update(Path(source).read_bytes())
+            place = OBJECTS / f"{Path(source).stem}.{name.hexdigest()[:24]}.{sys.implementation.cache_tag}"
+            kept = place.with_name(f"{place.name}.o")
+            if not kept.exists():
+                arguments = {"include_dirs": extension.include_dirs, "extra_postargs": extension.extra_compile_args}
+                (made,) = self.compiler.compile([source], output_dir=str(place), depends=extension.depends, **arguments)
+                os.replace(made, kept)  # whole or not there
+                shutil.rmtree(place)
+            return kept
+
+        largest_first = sorted(extension.sources, key=os.path.getsize, reverse=True)
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return sorted(pool.map(compiled, largest_first))
 
 
 def extensions():
@@ -79,13 +141,14 @@ def extensions():
 
     options = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent", "--allow-untyped-decorators"]
     try:
-        found = mypycify([*options, *HOT_PATH], opt_level="2", debug_level="0", group_name="onetrip")
+        settings = {"opt_level": "2", "debug_level": "0", "multi_file": True, "group_name": "onetrip"}
+        found = mypycify([*options, *HOT_PATH], **settings)
     except SystemExit:  # another mypy than the one this was written with may find fault with something
         print("onetrip: mypyc could not compile the hot path; installing it as plain Python", file=sys.stderr)
         return []
     for extension in found:
-        extension.optional = True  # a compiler that fails leaves plain Python
+        extension.extra_compile_args += FLAGS
     return found
 
 
-setup(ext_modules=extensions())
+setup(ext_modules=extensions(), cmdclass={"build_ext": Build})

@@ -1,13 +1,14 @@
 """Load tests with Locust: steady, ramp, burst, region-loss, brownout, soak. See docs/load.md.
 
-locust -f loadtests/locustfile.py --lab auto --scenario region-loss               web UI on :8089, chart on :8089/faults
-locust -f loadtests/locustfile.py --lab auto --scenario brownout --headless --timeline brownout.html
+locust -f loadtests/locustfile.py --scenario region-loss                       web UI on :8089, chart on :8089/faults
+locust -f loadtests/locustfile.py --scenario brownout --headless --timeline brownout.html
 locust -f loadtests/locustfile.py --host http://localhost:8080 --scenario ramp --peak 500 H2User
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from argparse import ArgumentParser
 from pathlib import Path
@@ -43,7 +44,7 @@ class ScenarioShape(LoadTestShape):
         scenario = SCENARIOS[options.scenario]
         now_s = time.perf_counter() - self.start_time
         users = scenario.users_at(now_s, options.seconds or scenario.seconds, options.peak)
-        return None if users is None else (users, float(options.peak))
+        return None if users is None else (users, float(max(options.peak, 1)))
 
     def _options(self) -> Any:
         return self.runner.environment.parsed_options if self.runner is not None else None
@@ -57,6 +58,7 @@ class Conductor:
         self.timeline = Timeline()
         self.stage: Stage | None = None
         self.driver: Driver | None = None
+        self.tested = False
         hooks: Any = environment.events
         make_hook: Any = EventHook
         hooks.fault = make_hook()  # label, begins, at: yours to listen to as well
@@ -76,7 +78,12 @@ class Conductor:
 
     def _open_stage(self) -> None:
         options: Any = self.environment.parsed_options
-        if options is None or not options.lab or options.host:
+        if options is None or options.host:
+            return
+        if options.lab == "off":
+            if self.environment.web_ui is None:  # its form has a field for it
+                print("onetrip: --lab off needs --host URL: what is to be tested?", file=sys.stderr)
+                raise SystemExit(2)
             return
         try:
             self.stage = Stage(options.lab)
@@ -85,11 +92,15 @@ class Conductor:
         self.environment.host = self.stage.url
         log.info("onetrip is at %s (%s)", self.stage.url, self.stage.banner)
 
+    def _is_worker(self) -> bool:
+        return isinstance(self.environment.runner, WorkerRunner)
+
     def on_test_start(self, **_: Any) -> None:
         """Start the scenario's faults (not on workers: one process makes them)."""
+        self.tested = True
         self.timeline.clear()
         options: Any = self.environment.parsed_options
-        if options is None or isinstance(self.environment.runner, WorkerRunner):
+        if options is None or self._is_worker():
             return
         if self.stage is not None:
             self.environment.host = self.stage.url
@@ -108,9 +119,12 @@ class Conductor:
             driver.stop()
 
     def on_quitting(self, **_: Any) -> None:
-        """Write the timeline, close the stage."""
+        """Write the timeline, close the stage. A test that sent nothing has tested nothing: it fails."""
         options: Any = self.environment.parsed_options
-        if options is not None and options.timeline and not isinstance(self.environment.runner, WorkerRunner):
+        if self.tested and not self.environment.stats.total.num_requests and not self._is_worker():
+            log.error("no request was sent: this was no load test (--host, --peak and --seconds say what is)")
+            self.environment.process_exit_code = 1
+        if options is not None and options.timeline and not self._is_worker():
             Path(options.timeline).write_text(page(self.timeline))
             log.info("written: %s", options.timeline)
         if self.stage is not None:
@@ -135,7 +149,7 @@ class Conductor:
 
 
 def _only_marked(words: str) -> None:
-    log.info("nobody makes it so (no --lab, no --faults-by): %s", words)
+    log.info("nobody makes it so (--host without --faults-by): %s", words)
 
 
 def add_arguments(parser: ArgumentParser, **_: Any) -> None:
@@ -146,8 +160,9 @@ def add_arguments(parser: ArgumentParser, **_: Any) -> None:
     hidden: dict[str, Any] = {"include_in_web_ui": False}  # Locust's parser knows it, argparse's does not
     parser.add_argument(
         "--lab",
-        choices=("auto", "netns", "loopback"),
-        help="open the WAN lab with onetrip in it (unless --host says where to)",
+        choices=("auto", "netns", "loopback", "off"),
+        default="auto",
+        help="without --host, open the WAN lab with onetrip in it, in this mode (default: auto)",
         **hidden,
     )
     parser.add_argument("--faults-by", metavar="CMD", help="run CMD with the lab's words to make a fault", **hidden)

@@ -126,7 +126,7 @@ def test_codecs_are_without_io() -> None:
 
 def test_only_the_wiring_knows_the_worker() -> None:
     """Everything else is given what it needs."""
-    wiring = {f"proxy/process/{part}.py" for part in ("program", "supervisor", "child", "worker")} | {"proxy/cli.py"}
+    wiring = {f"proxy/process/{part}.py" for part in ("program", "supervisor", "child", "worker", "check")}
     broken = []
     for path in sources("proxy"):
         if name(path) in wiring or name(path).startswith(ALSO_LOADTESTS):

@@ -8,13 +8,12 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
-
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from typing import TYPE_CHECKING, Any, Final
 
 from .openssl import ffi, lib, reason_text, x509_from_der
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 
 class ContextError(ValueError):
@@ -56,6 +55,8 @@ def _read(path: str) -> bytes:
 
 def load_certificates(path: str) -> list[x509.Certificate]:
     """Every certificate in a PEM file. ContextError where there is none, or one is broken."""
+    from cryptography import x509  # noqa: PLC0415 - see `test_imports`
+
     data = _read(path)
     if b"-----BEGIN CERTIFICATE-----" not in data:
         raise ContextError(path, "holds no PEM certificate (-----BEGIN CERTIFICATE-----)")
@@ -65,20 +66,30 @@ def load_certificates(path: str) -> list[x509.Certificate]:
         raise ContextError(path, f"broken certificate: {error}") from None
 
 
+def load_key(path: str) -> Any:
+    """The private key in a PEM file, as cryptography's. ContextError where there is none, or one that can't be used."""
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - see `test_imports`
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - see `test_imports`
+
+    data = _read(path)
+    try:
+        return serialization.load_pem_private_key(data, None)
+    except TypeError:
+        raise ContextError(path, "the key is encrypted: give it without a passphrase") from None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        reason = "broken or unsupported key" if b"PRIVATE KEY-----" in data else "holds no PEM private key"
+        raise ContextError(path, f"{reason} ({str(error).split('. See')[0].rstrip('.')})") from None
+
+
 def load_identity(certificate_path: str, key_path: str) -> Identity:
     """A certificate chain and its private key from PEM files (which may be one file).
 
     ContextError says what is wrong with which.
     """
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - see `test_imports`
+
     certificates = load_certificates(certificate_path)
-    data = _read(key_path)
-    try:
-        key = serialization.load_pem_private_key(data, None)
-    except TypeError:
-        raise ContextError(key_path, "the key is encrypted: give it without a passphrase") from None
-    except (ValueError, UnsupportedAlgorithm) as error:
-        reason = "broken or unsupported key" if b"PRIVATE KEY-----" in data else "holds no PEM private key"
-        raise ContextError(key_path, f"{reason} ({str(error).split('. See')[0].rstrip('.')})") from None
+    key = load_key(key_path)
     leaf = certificates[0]
     public = leaf.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if (
@@ -142,6 +153,8 @@ class Trust:
 
 def load_trust(path: str) -> Trust:
     """The CAs in a PEM file; every certificate in it is trusted, be it a root, an intermediate or a peer's own."""
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - see `test_imports`
+
     certificates = tuple(
         certificate.public_bytes(serialization.Encoding.DER) for certificate in load_certificates(path)
     )

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cryptography import x509
+if TYPE_CHECKING:
+    from cryptography import x509
 
 
 class FaultKind(Enum):
@@ -175,6 +176,8 @@ def certificate_fault(
     `der` that certificate, `wanted` the host name or address that was asked for, `spiffe_id` the one that was required,
     or "".
     """
+    from cryptography import x509  # noqa: PLC0415 - see `test_imports`
+
     try:
         certificate = x509.load_der_x509_certificate(der)
     except ValueError:
@@ -213,6 +216,8 @@ def _subject(certificate: x509.Certificate) -> str:
 
 def certificate_names(certificate: x509.Certificate) -> list[str]:
     """The DNS names and IP addresses in a certificate's subject alternative name; [] where it has none."""
+    from cryptography import x509  # noqa: PLC0415 - see `test_imports`
+
     names = _alternative_names(certificate)
     return (
         names.get_values_for_type(x509.DNSName) + [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
@@ -223,11 +228,16 @@ def certificate_names(certificate: x509.Certificate) -> list[str]:
 
 def uri_names(certificate: x509.Certificate) -> list[str]:
     """The URIs in a certificate's subject alternative name; a SPIFFE certificate has exactly one."""
+    from cryptography import x509  # noqa: PLC0415 - see `test_imports`
+
     names = _alternative_names(certificate)
     return names.get_values_for_type(x509.UniformResourceIdentifier) if names else []
 
 
 def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
+
+    from cryptography import x509  # noqa: PLC0415 - see `test_imports`
+
     try:
         return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
@@ -236,6 +246,8 @@ def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternative
 
 def spiffe_id_of(der: bytes) -> str:
     """The SPIFFE id in a certificate, or "" where it has none, or more than one URI (SPIFFE X.509-SVID section 2)."""
+    from cryptography import x509  # noqa: PLC0415 - see `test_imports`
+
     try:
         uris = uri_names(x509.load_der_x509_certificate(der))
     except ValueError:

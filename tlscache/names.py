@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from functools import lru_cache
-from typing import Any
-
-from cryptography import x509
+from typing import TYPE_CHECKING, Any
 
 from .certificates import ContextError
 from .fault import certificate_names
 from .openssl import ffi, lib
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 
 class CertificatesByName:

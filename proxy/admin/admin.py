@@ -12,8 +12,8 @@ worker answers.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -48,12 +48,20 @@ BODY_MAX: Final = 64 * 1024
 _CHANGES: Final = frozenset(("/drain", "/undrain", "/reload"))
 
 
+@cache
 def onetrip_version() -> str:
     """The installed version."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - see `test_imports`
+
     try:
         return version("onetrip")
     except PackageNotFoundError:
         return "0+source"
+
+
+def prepare() -> None:
+    """Import what the first question, and everybody's requests with it, would wait for."""
+    onetrip_version()
 
 
 class Answer(Exception):
@@ -275,7 +283,7 @@ class Admin:
         return found
 
     async def _page(self) -> str:
-        return files(__package__).joinpath("dashboard.html").read_text(encoding="utf-8")
+        return Path(__file__).with_name("dashboard.html").read_text(encoding="utf-8")
 
     # -- changing ----------------------------------------------------------------------------------
 

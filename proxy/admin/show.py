@@ -22,8 +22,17 @@ _STATE_STYLE: Final = {
 }
 
 
+NOTHING: Final = "–"
+"""Where there is no figure."""
+
+
 def _number(value: Any, unit: str = "") -> str:
-    return "-" if value is None else f"{value:g}{unit}"
+    return NOTHING if value is None else f"{value:g}{unit}"
+
+
+def _latency(value: float | None) -> str:
+    """Nothing takes no time at all: where it says so, nothing was measured."""
+    return _number(value or None, " ms")
 
 
 def _header(status: dict[str, Any]) -> Text:
@@ -80,9 +89,9 @@ def _upstream(name: str, upstream: dict[str, Any]) -> Table:
                 region["region"],
                 Text(state, style=_STATE_STYLE.get(state, "")),
                 f"{region['weight']:.0%}",
-                _number(region["rtt_ms"], " ms"),
-                _number(region["service_p50_ms"], " ms"),
-                _number(region["service_p95_ms"], " ms"),
+                _latency(region["rtt_ms"]),
+                _latency(region["service_p50_ms"]),
+                _latency(region["service_p95_ms"]),
                 str(region["in_flight"]),
             ]
             table.add_row(
@@ -92,7 +101,7 @@ def _upstream(name: str, upstream: dict[str, Any]) -> Table:
                 str(pool["busy"]),
                 " ".join(f"{count} {kind}" for kind, count in pool["opened"].items()) or "0",
                 _reused(pool),
-                *((str(endpoint.get("tls_sessions", "-")),) if tls else ()),
+                *((str(endpoint.get("tls_sessions", NOTHING)),) if tls else ()),
             )
             first = False
     return table

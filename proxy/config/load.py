@@ -16,26 +16,28 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from .document import Document, DocumentError, Mark, read_document
+from .document import Mark
 from .effective_routes import with_inheritance
 from .faults import ConfigError, ConfigFault, Path, dotted, nearest
 from .model import Config
 from .rules import broken_rules, unavailable
 from .shape import section_at, sections
+from .source import Source, read_source, source_of
 from .units import shown
 from .values import STAND_IN, Surroundings
 
-FILE_BYTES_MAX: Final = 1024 * 1024
 _PASSES_MAX: Final = 64  # each one repairs a level, and the model is eight deep
 _DELETED: Final = object()
 _EMPTY: Final[dict[str, Any]] = {"model_type": {}, "dict_type": {}, "tuple_type": ()}
 """What to go on with where another type was expected."""
 
 
-def load_config(path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Config:
-    """The config in a file. Raises ConfigError with every fault. `environ` is the process's by default."""
-    file = os.fspath(path)
-    return parse_config(_content(file), file=file, directory=FilePath(file).absolute().parent, environ=environ)
+def load_config(path: str | os.PathLike[str] | Source, *, environ: Mapping[str, str] | None = None) -> Config:
+    """The config in a file, or of what was read of it. Raises ConfigError with every fault. `environ` is the process's
+    by default.
+    """
+    source = path if isinstance(path, Source) else read_source(path, environ=environ)
+    return _Reading(source).config()
 
 
 def check_config(path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> tuple[ConfigFault, ...]:
@@ -55,59 +57,16 @@ def parse_config(
     environ: Mapping[str, str] | None = None,
 ) -> Config:
     """The config in a text, its paths relative to `directory` (the current one). Raises ConfigError with all faults."""
-    environ = os.environ if environ is None else environ
-    text = content if isinstance(content, str) else _decoded(content, file)
-    try:
-        document = read_document(text, environ)
-    except DocumentError as error:
-        raise _error(file, error.message, error.suggestion, error.mark) from None
-    if document.tree is None:
-        raise _error(file, "the config is empty: it needs listeners and upstreams")
-    if not isinstance(document.tree, dict):
-        raise _error(
-            file,
-            f"expected a mapping with listeners and upstreams, got {shown(document.tree)}",
-            mark=document.values[()],
-        )
-    return _Reading(file, document, Surroundings((directory or FilePath()).absolute(), environ)).config()
-
-
-def _content(file: str) -> bytes:
-    try:
-        with open(file, "rb") as stream:
-            content = stream.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise _error(file, f"the file can't be read: {(error.strerror or str(error)).lower()}") from None
-    except ValueError as error:  # a NUL in the path
-        raise _error(repr(file), f"the file can't be read: {error}") from None
-    if len(content) > FILE_BYTES_MAX:
-        raise _error(file, "the file is larger than 1 MiB, which no config is")
-    return content
-
-
-def _decoded(content: bytes, file: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line_start = content.rfind(b"\n", 0, error.start) + 1
-        column = len(content[line_start : error.start].decode("utf-8", "replace"))
-        mark = (content.count(b"\n", 0, error.start), column)
-        raise _error(
-            file, f"the file is not UTF-8: byte 0x{content[error.start]:02x} can't stand here", mark=mark
-        ) from None
-
-
-def _error(file: str, message: str, suggestion: str = "", mark: Mark = (0, 0)) -> ConfigError:
-    return ConfigError([ConfigFault(file, mark[0] + 1, mark[1] + 1, message, suggestion)])
+    return _Reading(source_of(content, file=file, directory=directory, environ=environ)).config()
 
 
 class _Reading:
     """One document on its way to a Config: the faults so far, and the tree with stand-ins for what is at fault."""
 
-    def __init__(self, file: str, document: Document, surroundings: Surroundings) -> None:
-        self.file = file
-        self.document = document
-        self.surroundings = surroundings
+    def __init__(self, source: Source) -> None:
+        self.file = source.file
+        self.document = document = source.document
+        self.surroundings = Surroundings(source.directory, source.environ)
         self.tree = document.tree
         self.faulty: set[Path] = set(document.spoiled)
         self.faults: dict[ConfigFault, None] = {}

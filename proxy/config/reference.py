@@ -13,8 +13,8 @@ from typing import Any, Final, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from .json_schema import written_defaults
 from .rules import NOT_AVAILABLE
-from .schema import written_defaults
 from .sections import OrOff, Section
 from .shape import inner, section_of, sections
 from .values import Written

@@ -4,8 +4,8 @@
        └──────────────────▲ dies when the last of them is gone
 
 Ticket keys can only be passed on by a fork (`tlscache.ticket_keys`), and a fork of the running program would be the old
-program. So `start` forks a process off before anything else is imported. A successor begins as a copy of that one,
-forgets the few modules that it has of the program, and imports `proxy.process.program`: it runs what is installed now.
+program. So `start` forks a process off before the program is imported. A successor begins as a copy of that one,
+forgets the few modules that it has of the program, and imports `proxy.process.start`: it runs what is installed now.
 
 What it can't take anew is the interpreter, other packages, and the modules in `KEPT`. Where one of those has changed on
 disk the fork server refuses, and the caller starts a process from scratch: clients then make one full handshake more.
@@ -43,9 +43,6 @@ FDS_MAX: Final = 253  # in one message: SCM_MAX_FD
 ANSWER_S: Final = 5.0
 _STANDARD: Final = frozenset((0, 1, 2))
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-STARTING: Final = (signal.SIGHUP, signal.SIGUSR2)
-"""Signals that a program which is not up yet keeps for later: their default action would end it."""
 
 Stamp = dict[str, object]
 
@@ -95,14 +92,8 @@ class ForkServer:
             self._reason = reason
 
 
-def start(path: str) -> ForkServer:
-    """Start it. Successors run `proxy.process.program.serve(path, …)` and exit.
-
-    From here on `STARTING` signals wait until the program unblocks them, and SIGINT ends it as SIGTERM does.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STARTING)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _open_standard_files()
+def start(path: str, sockets: tuple[socket.socket, ...] = ()) -> ForkServer:
+    """Start it. Successors run `proxy.process.start.serve(path, …)` and exit. `sockets` are the program's alone."""
     inherited: set[int] = set()  # systemd's sockets, or those of a predecessor
     with suppress(FileNotFoundError):  # without /proc nobody knows them
         inherited = open_files()
@@ -120,6 +111,8 @@ def start(path: str) -> ForkServer:
         return ForkServer(keys, ours)
     try:
         ours.close()
+        for sock in sockets:
+            sock.close()
         for fd in inherited:
             with suppress(OSError):
                 os.close(fd)
@@ -129,18 +122,8 @@ def start(path: str) -> ForkServer:
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # and not run as a second program
-    serve = importlib.import_module("proxy.process.program").serve
+    serve = importlib.import_module("proxy.process.start").serve
     sys.exit(serve(path, ForkServer(keys, channel)))
-
-
-def _open_standard_files() -> None:
-    """A program that was started with one of them closed would have a socket for it."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) in _STANDARD:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - for as long as the process lives
-    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
 
 def _fork_off() -> bool:

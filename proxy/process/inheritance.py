@@ -15,8 +15,6 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from .forkserver import FDS_MAX
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -30,6 +28,7 @@ INSTANCE: Final = os.environ.pop(INSTANCE_VARIABLE, "") or os.urandom(4).hex()
 ADMIN: Final = "admin"
 BACKLOG: Final = 4096
 FAST_OPEN_QUEUE: Final = 1024
+FDS_MAX: Final = 253  # in one message: SCM_MAX_FD
 _LISTEN_FDS_START: Final = 3
 _NAMES_MAX: Final = 2**20
 
@@ -41,8 +40,18 @@ def addresses(config: Config) -> dict[str, tuple[Address, bool]]:
     return wanted
 
 
-def open_sockets(config: Config) -> dict[str, socket.socket]:
-    """Every socket that the config asks for: inherited, or bound now. Raises OSError that says which."""
+def inherits() -> bool:
+    """Whether sockets were passed to this program."""
+    return SOCKETS_VARIABLE in os.environ or "LISTEN_FDS" in os.environ
+
+
+def open_sockets(
+    config: Config, bound: dict[tuple[Address, bool], socket.socket] | None = None
+) -> dict[str, socket.socket]:
+    """Every socket that the config asks for: inherited, among those `bound` already, or bound now. The others are
+    closed. Raises OSError that says which.
+    """
+    bound = dict(bound or {})
     handed_over, activated = _handed_over(), _activated()
     found: dict[str, socket.socket] = {}
     try:
@@ -50,12 +59,14 @@ def open_sockets(config: Config) -> dict[str, socket.socket]:
             taken = activated.pop(name, None)
             if taken is None and (before := handed_over.get(name)) is not None and _is_bound_to(before, address):
                 taken = handed_over.pop(name)
+            if taken is None:
+                taken = bound.pop((address, fast_open), None)
             found[name] = taken if taken is not None else bind(address, fast_open)
     except OSError:
         close_all(found.values())
         raise
     finally:
-        close_all((*handed_over.values(), *activated.values()))
+        close_all((*handed_over.values(), *activated.values(), *bound.values()))
     return found
 
 
@@ -141,7 +152,8 @@ def _bind(address: Address, fast_open: bool, beside: bool) -> socket.socket:
 
 def _resolved(address: Address) -> Any:
     """The first of getaddrinfo(3)'s answers. OSError where there is none."""
-    return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    host = address.host.encode() if address.host.isascii() else address.host  # as text, IDNA's tables are imported
+    return socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
 
 
 def _answers(path: str) -> bool:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
-from proxy.admin.admin import Admin
+from proxy.admin.admin import Admin, prepare
 from proxy.admin.callers import Callers
 from proxy.admin.questions import answer
 from proxy.config import Config, ConfigError, diff, load_config
@@ -37,7 +37,8 @@ from tlscache.ticket_keys import TicketKeys
 
 from . import inheritance as listening
 from .drains import OperatorDrains
-from .forkserver import STARTING, ForkServer
+from .forkserver import ForkServer
+from .start import STARTING
 from .successor import end_successor, start_successor
 from .worker import Worker, server_contexts, worker_count
 
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from proxy.config import ConfigDiff
+    from proxy.config import Address, ConfigDiff
+    from proxy.config.source import Source
     from proxy.observe.metrics import Snapshot
     from tlscache.context import ServerContext
 
@@ -238,6 +240,8 @@ class Program:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STARTING)
         self.reap()  # what has ended by now sends no further signal
         await self.start_workers()
+        await asyncio.sleep(0)  # the first dials go out, and for a round trip there is nothing else to do
+        prepare()
         await self._start_admin(loop)
         self.log.info(
             "listening",
@@ -440,19 +444,28 @@ class SingleProcess(Program):
         self.worker.access_log.close()
 
 
-def serve(path: str, fork_server: ForkServer | None = None) -> int:
-    """Run the proxy in the foreground. Returns the exit code."""
+def serve(
+    path: str,
+    fork_server: ForkServer | None = None,
+    read: Source | None = None,
+    bound: dict[tuple[Address, bool], socket.socket] | None = None,
+) -> int:
+    """Run the proxy in the foreground. Returns the exit code. `read` and `bound` are what the start already has: the
+    file, and sockets by (address, fast open).
+    """
     log = configure_log()
     path = str(Path(path).absolute())
+    bound = bound or {}
     try:
-        config = load_config(path)
+        config = load_config(read or path)
     except ConfigError as error:
+        listening.close_all(bound.values())
         for fault in error.faults:
             print(fault, file=sys.stderr)  # noqa: T201 - what `onetrip check` prints
         return EXIT_FAILED
     fork_server = fork_server or ForkServer(TicketKeys(), None, "this program was not started by its command")
     try:
-        sockets = listening.open_sockets(config)
+        sockets = listening.open_sockets(config, bound)
         contexts = server_contexts(config, fork_server.keys)
     except (OSError, ContextError) as error:
         print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201

@@ -20,9 +20,6 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from tlscache.engine import TLSEngine
 from tlscache.session import Scope
 from tlscache.session_file import StoreError
@@ -61,6 +58,9 @@ def session_keys(text: str) -> list[bytes]:
     Several are separated by commas or newlines. One that is 32 bytes long is used as it is; of any other the key is
     derived by HKDF-SHA256 (RFC 5869; no salt, info "onetrip sessions").
     """
+    from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415 - see `test_imports`
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415 - see `test_imports`
+
     keys = []
     for part in text.replace("\n", ",").split(","):
         secret = part.strip().encode()

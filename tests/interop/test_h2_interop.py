@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,15 +17,10 @@ import pytest
 
 from loadtests.lab.certificates import Issued, issue, make_ca
 
-os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian puts servers
+from ..programs import does_not_apply, needs
+
 pytestmark = pytest.mark.interop
 WAIT_S = 20.0
-
-
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    assert found is not None, f"{name} is not installed; .ci/run installs what the tests need"
-    return found
 
 
 def free_port() -> int:
@@ -124,7 +117,7 @@ def start_nginx(spawn: Spawn, directory: Path, leaf: Issued) -> int:
         }}
         """)
     )
-    spawn(port, tool("nginx"), "-c", config, "-e", directory / "nginx.log")
+    spawn(port, needs("nginx"), "-c", config, "-e", directory / "nginx.log")
     return port
 
 
@@ -132,7 +125,7 @@ def start_nghttpd(spawn: Spawn, directory: Path, leaf: Issued) -> int:
     """nghttp2's own server in plaintext, with trailers and an echo of what is sent."""
     port = free_port()
     www = directory / "www"
-    spawn(port, tool("nghttpd"), "--no-tls", "--echo-upload", "--trailer=x-sum: 7", f"-d{www}", "-m30", str(port))
+    spawn(port, needs("nghttpd"), "--no-tls", "--echo-upload", "--trailer=x-sum: 7", f"-d{www}", "-m30", str(port))
     return port
 
 
@@ -172,7 +165,7 @@ def proxy(origin: tuple[str, int], spawn: Spawn, directory: Path, ca: Issued, le
 
 
 def test_curl(proxy: tuple[int, int], origin: tuple[str, int], directory: Path, ca: Issued) -> None:
-    curl = tool("curl")
+    curl = needs("curl")
     plain, secure = proxy
     show = ("--silent", "--show-error", "--fail", "--write-out", "%{http_version} %{response_code} %{size_download}")
     to = ("--output", directory / "got", "--cacert", ca.certificate)
@@ -190,24 +183,24 @@ def test_curl(proxy: tuple[int, int], origin: tuple[str, int], directory: Path, 
 
 def test_curl_does_not_get_to_upgrade(proxy: tuple[int, int]) -> None:
     """`upgrade: h2c` is answered in HTTP/1.1, as if it were not there."""
-    version = run(tool("curl"), "--silent", "--http2", "--output", "/dev/null", "--write-out", "%{http_version}",
+    version = run(needs("curl"), "--silent", "--http2", "--output", "/dev/null", "--write-out", "%{http_version}",
                   f"http://127.0.0.1:{proxy[0]}/small")  # fmt: skip
     assert version == "1.1"
 
 
 def test_curl_uploads(proxy: tuple[int, int], origin: tuple[str, int], directory: Path, ca: Issued) -> None:
     if origin[0] != "nghttpd":
-        pytest.skip("nginx echoes nothing")
+        does_not_apply("nginx echoes nothing")
     large = directory / "www" / "large"
     for options in (("--http2-prior-knowledge",), ("--http1.1",)):
-        run(tool("curl"), "--silent", *options, "--data-binary", f"@{large}", "--output", directory / "back",
+        run(needs("curl"), "--silent", *options, "--data-binary", f"@{large}", "--output", directory / "back",
             f"http://127.0.0.1:{proxy[0]}/echo")  # fmt: skip
         assert (directory / "back").read_bytes() == large.read_bytes()
 
 
 def test_nghttp(proxy: tuple[int, int], origin: tuple[str, int]) -> None:
     """nghttp prints every frame: the response, its trailers, and an orderly end."""
-    seen = run(tool("nghttp"), "-nv", "-H", "te: trailers", f"http://127.0.0.1:{proxy[0]}/small")
+    seen = run(needs("nghttp"), "-nv", "-H", "te: trailers", f"http://127.0.0.1:{proxy[0]}/small")
     assert ":status: 200" in seen
     if origin[0] == "nghttpd":
         assert "x-sum: 7" in seen
@@ -219,26 +212,26 @@ def test_nghttp(proxy: tuple[int, int], origin: tuple[str, int]) -> None:
 def test_h2load(proxy: tuple[int, int], origin: tuple[str, int], secure: bool) -> None:
     """Nothing fails while the origin limits streams and ends its connections by GOAWAY now and then."""
     url = f"https://localhost:{proxy[1]}/small" if secure else f"http://127.0.0.1:{proxy[0]}/small"
-    seen = run(tool("h2load"), "-n", "3000", "-c", "4", "-m", "40", url, wait=60)
+    seen = run(needs("h2load"), "-n", "3000", "-c", "4", "-m", "40", url, wait=60)
     assert "3000 total, 3000 started, 3000 done, 3000 succeeded, 0 failed, 0 errored, 0 timeout" in seen, seen
     assert "status codes: 3000 2xx" in seen, seen
 
 
 def test_h2load_with_small_windows(proxy: tuple[int, int]) -> None:
-    seen = run(tool("h2load"), "-n", "20", "-c", "2", "-m", "5", "-w", "16", "-W", "16",
+    seen = run(needs("h2load"), "-n", "20", "-c", "2", "-m", "5", "-w", "16", "-W", "16",
                f"http://127.0.0.1:{proxy[0]}/large", wait=60)  # fmt: skip
     assert "20 succeeded" in seen
 
 
 def test_the_origin_is_spoken_to_in_its_version(proxy: tuple[int, int], origin: tuple[str, int]) -> None:
     if origin[0] != "nginx":
-        pytest.skip("nghttpd speaks nothing else")
-    assert run(tool("curl"), "--silent", f"http://127.0.0.1:{proxy[0]}/version") == "HTTP/2.0"
-    assert run(tool("curl"), "--silent", "-i", f"http://127.0.0.1:{proxy[0]}/empty").startswith("HTTP/1.1 204")
+        does_not_apply("nghttpd speaks nothing else")
+    assert run(needs("curl"), "--silent", f"http://127.0.0.1:{proxy[0]}/version") == "HTTP/2.0"
+    assert run(needs("curl"), "--silent", "-i", f"http://127.0.0.1:{proxy[0]}/empty").startswith("HTTP/1.1 204")
 
 
 def test_chromium(proxy: tuple[int, int], origin: tuple[str, int], directory: Path) -> None:
-    browser = shutil.which("chromium") or tool("chromium-browser")
+    browser = needs("chromium")
     dom = run(
         browser,
         *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--ignore-certificate-errors"),
@@ -262,7 +255,7 @@ def test_a_drain_fails_no_request(proxy: tuple[int, int], origin: tuple[str, int
     wait_until_open(ports["plain"], program)
 
     async def load() -> tuple[int, str]:
-        command = (tool("nghttp"), "-nv", "-m20", f"http://127.0.0.1:{ports['plain']}/large")
+        command = (needs("nghttp"), "-nv", "-m20", f"http://127.0.0.1:{ports['plain']}/large")
         client = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert client.stdout is not None
         seen = b""

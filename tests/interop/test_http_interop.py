@@ -1,7 +1,4 @@
-"""`onetrip serve` between real programs: nginx and HAProxy behind and before it; curl, wrk, OpenSSL and `websockets`.
-
-None of these tests is skipped where a program is missing: it fails, and says what to install.
-"""
+"""`onetrip serve` between real programs: nginx and HAProxy behind and before it; curl, wrk, OpenSSL and `websockets`."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import hashlib
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -29,6 +25,7 @@ from websockets.exceptions import ConnectionClosedError
 
 from loadtests.lab.certificates import Issued, issue, make_ca
 
+from ..programs import needs
 from ..proxy.program import (
     WAIT_S,
     Onetrip,
@@ -41,15 +38,6 @@ from ..proxy.program import (
 )
 
 pytestmark = pytest.mark.interop
-
-PACKAGES = {"nginx": "nginx", "haproxy": "haproxy", "openssl": "openssl", "curl": "curl", "wrk": "wrk"}
-
-
-def program(name: str) -> str:
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if path is None:
-        pytest.fail(f"{name} is not installed: apt-get install {PACKAGES[name]}")
-    return path
 
 
 class Server:
@@ -155,7 +143,7 @@ class Nginx:
         values = {"certificate": leaf.certificate, "key": leaf.key, "ca": ca.certificate}
         path = directory / "nginx.conf"
         path.write_text(NGINX.format(directory=directory, port=self.port, **values))
-        self.server = Server(self.port, program("nginx"), "-c", str(path))
+        self.server = Server(self.port, needs("nginx"), "-c", str(path))
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +173,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory, nginx: Nginx, ca: Issued) -> 
 
 def curl(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
     done = subprocess.run(
-        [program("curl"), "-sS", "--max-time", "20", *arguments], capture_output=True, check=False, timeout=30
+        [needs("curl"), "-sS", "--max-time", "20", *arguments], capture_output=True, check=False, timeout=30
     )
     if check:
         assert done.returncode == 0, done.stderr.decode()
@@ -251,7 +239,7 @@ def test_nginx_sees_our_certificate_and_the_client(edge: Onetrip) -> None:
 
 def test_wrk_has_no_errors(edge: Onetrip) -> None:
     done = subprocess.run(
-        [program("wrk"), "-t1", "-c16", "-d1", at(edge, "/index.html")],
+        [needs("wrk"), "-t1", "-c16", "-d1", at(edge, "/index.html")],
         capture_output=True,
         text=True,
         check=True,
@@ -297,7 +285,7 @@ def test_clients_need_a_certificate_where_it_says_so(edge: Onetrip, ca: Issued, 
 def test_what_openssl_makes_of_it(edge: Onetrip, ca: Issued) -> None:
     done = subprocess.run(
         [
-            *(program("openssl"), "s_client", "-connect", f"127.0.0.1:{edge.port('tls')}", "-servername", "two.test"),
+            *(needs("openssl"), "s_client", "-connect", f"127.0.0.1:{edge.port('tls')}", "-servername", "two.test"),
             *("-CAfile", str(ca.certificate), "-verify_return_error", "-alpn", "http/1.1"),
         ],
         input=b"GET /index.html HTTP/1.1\r\nhost: two.test\r\nconnection: close\r\n\r\n",
@@ -366,7 +354,7 @@ defaults
 def haproxy(start: Start, directory: Path, text: str, port: int) -> Server:
     path = directory / f"haproxy-{port}.cfg"
     path.write_text(HAPROXY + text)
-    return start(port, program("haproxy"), "-db", "-f", str(path))
+    return start(port, needs("haproxy"), "-db", "-f", str(path))
 
 
 def test_haproxy_as_the_origin(tmp_path: Path, start: Start) -> None:
@@ -435,7 +423,7 @@ def test_sni_passthrough_to_openssl_by_name(tmp_path: Path, start: Start, ca: Is
         (tmp_path / name).mkdir()
         start(
             port,
-            *(program("openssl"), "s_server", "-accept", f"127.0.0.1:{port}", "-www", "-quiet"),
+            *(needs("openssl"), "s_server", "-accept", f"127.0.0.1:{port}", "-www", "-quiet"),
             *("-cert", str(leaf.certificate), "-key", str(leaf.key)),
         )
         upstreams += f"  {name}: {{protocol: tcp, pool: {{warm: 0}}, regions: {{{here(port)}}}}}\n"
@@ -531,7 +519,7 @@ def test_random_downloads_at_once_are_whole(edge: Onetrip, nginx: Nginx) -> None
     ranges = [(start := rng.randrange(4_000_000), start + rng.randrange(900_000)) for _ in range(12)]
     clients = [
         subprocess.Popen(
-            [program("curl"), "-sS", "--max-time", "20", "-r", f"{a}-{b}", at(edge, "/large.bin")],
+            [needs("curl"), "-sS", "--max-time", "20", "-r", f"{a}-{b}", at(edge, "/large.bin")],
             stdout=subprocess.PIPE,
         )
         for a, b in ranges

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import sqlite3
@@ -21,11 +20,12 @@ import pytest
 
 from loadtests.lab.certificates import issue, make_ca
 
+from ..programs import needs
+
 pytestmark = pytest.mark.interop
 
 WARM = 3
 DEADLINE_S = 30.0
-PACKAGES = {"node": "nodejs"}
 KEY = "a key that nobody guesses"
 
 NGINX = """\
@@ -87,13 +87,6 @@ workers: {workers}
 """
 
 
-def program(name):
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if path is None:
-        pytest.fail(f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}")
-    return path
-
-
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -137,6 +130,7 @@ def run(tmp_path):
     """Start processes; all of them are gone at the end, and the programs that they started in their place."""
     started = []
     errors = tmp_path / "errors"
+    errors.touch()  # nothing starts where a program is missing
 
     def start(command, port):
         with errors.open("wb") as said:
@@ -167,7 +161,7 @@ class Nginx:
     def __init__(self, run, files, directory, option=""):
         self.run = run
         self.port = free_port()
-        self.command = [program("nginx"), "-c", str(directory / "nginx.conf")]
+        self.command = [needs("nginx"), "-c", str(directory / "nginx.conf")]
         names = {"directory": directory, "port": self.port, "certificate": files.certificate, "key": files.key}
         (directory / "nginx.conf").write_text(NGINX.format(option=option, **names))
         self.start()
@@ -189,7 +183,7 @@ class Haproxy:
     def __init__(self, run, files, directory):
         self.port = free_port()
         (directory / "haproxy.cfg").write_text(HAPROXY.format(port=self.port, both=files.both))
-        run([program("haproxy"), "-db", "-f", str(directory / "haproxy.cfg")], self.port)
+        run([needs("haproxy"), "-db", "-f", str(directory / "haproxy.cfg")], self.port)
 
 
 class SServer:
@@ -200,7 +194,7 @@ class SServer:
 
     def __init__(self, run, files, directory):
         self.port = free_port()
-        command = [program("openssl"), "s_server", "-accept", f"127.0.0.1:{self.port}", "-www"]
+        command = [needs("openssl"), "s_server", "-accept", f"127.0.0.1:{self.port}", "-www"]
         run([*command, "-cert", str(files.certificate), "-key", str(files.key)], self.port)
 
 
@@ -210,7 +204,7 @@ class Node:
 
     def __init__(self, run, files, directory):
         self.port = free_port()
-        run([program("node"), "-e", NODE, str(files.certificate), str(files.key), str(self.port)], self.port)
+        run([needs("node"), "-e", NODE, str(files.certificate), str(files.key), str(self.port)], self.port)
 
 
 class Onetrip:
@@ -339,7 +333,7 @@ def test_http2_connections_resume_as_well(run, files, tmp_path, protocol):
     (tmp_path / "nginx.conf").write_text(
         text.format(directory=tmp_path, port=port, certificate=files.certificate, key=files.key, option="")
     )
-    run([program("nginx"), "-c", str(tmp_path / "nginx.conf")], port)
+    run([needs("nginx"), "-c", str(tmp_path / "nginx.conf")], port)
     proxy = Onetrip(run, tmp_path, port, good(files), protocol=protocol).start()
     proxy.wait_until_written()
     proxy.kill()

@@ -1,11 +1,7 @@
-"""The TLS layer against nginx, HAProxy, OpenSSL's s_server and s_client, and Node: real processes on loopback ports.
-
-None of these tests is skipped where a program is missing: it fails, and says what to install.
-"""
+"""The TLS layer against nginx, HAProxy, OpenSSL's s_server and s_client, and Node: real processes on loopback ports."""
 
 import datetime
 import ipaddress
-import shutil
 import socket
 import subprocess
 import threading
@@ -25,18 +21,12 @@ from tlscache.replay import ReplayRegister
 from tlscache.session import Scope
 from tlscache.sqlite_store import SQLiteStore
 
+from ..programs import needs
+
 pytestmark = pytest.mark.interop
 
-PACKAGES = {"nginx": "nginx", "haproxy": "haproxy", "openssl": "openssl", "node": "nodejs"}
 REQUEST = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 DEADLINE_S = 10
-
-
-def program(name):
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if path is None:
-        pytest.fail(f"{name} is not installed: apt-get install {PACKAGES[name]}")
-    return path
 
 
 def free_port():
@@ -184,7 +174,7 @@ def nginx(servers, files, directory, *lines):
         }}
         """
     )
-    return servers([program("nginx"), "-c", str(config), "-p", str(directory)], port)
+    return servers([needs("nginx"), "-c", str(config), "-p", str(directory)], port)
 
 
 def haproxy(servers, files, directory, *options):
@@ -204,12 +194,12 @@ frontend f
     http-request return status 200 content-type text/plain string "resumed\\r\\n\\r\\n"
 """
     )
-    return servers([program("haproxy"), "-f", str(config), "-db"], port)
+    return servers([needs("haproxy"), "-f", str(config), "-db"], port)
 
 
 def s_server(servers, files, *options):
     port = free_port()
-    command = [program("openssl"), "s_server", "-accept", f"127.0.0.1:{port}", "-cert", files.server_certificate]
+    command = [needs("openssl"), "s_server", "-accept", f"127.0.0.1:{port}", "-cert", files.server_certificate]
     return servers([*command, "-key", files.server_key, *options], port)
 
 
@@ -224,7 +214,7 @@ https.createServer({cert: fs.readFileSync(cert), key: fs.readFileSync(key)}, (re
 
 def node(servers, files):
     port = free_port()
-    return servers([program("node"), "-e", NODE, files.server_certificate, files.server_key, str(port)], port)
+    return servers([needs("node"), "-e", NODE, files.server_certificate, files.server_key, str(port)], port)
 
 
 @pytest.fixture(params=["nginx", "haproxy", "openssl", "node"])
@@ -450,7 +440,7 @@ def server_context(files, **settings):
 
 def s_client(files, port, *options, script=((b"hello\n", b"echo hello"),)):
     """Run s_client: type a line, wait for what it should bring (or the end), and so on. Returns all of the output."""
-    command = [program("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", files.ca]
+    command = [needs("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", files.ca]
     command += ["-servername", "localhost", "-verify_return_error", *options]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = b""
@@ -498,7 +488,7 @@ def test_s_client_updates_keys(files, ours):
 
 def test_s_client_floods_us_with_key_updates(files, ours):
     server = ours(server_context(files))
-    command = [program("openssl"), "s_client", "-connect", f"127.0.0.1:{server.port}", "-tls1_3"]
+    command = [needs("openssl"), "s_client", "-connect", f"127.0.0.1:{server.port}", "-tls1_3"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + DEADLINE_S
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import sys
@@ -14,10 +13,7 @@ import pytest
 from loadtests.lab import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [
-    pytest.mark.interop,
-    pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="pip install 'onetrip[lab]'"),
-]
+pytestmark = [pytest.mark.interop, pytest.mark.needs("locust")]
 
 CLIENT = """
 from gevent import monkey
@@ -118,3 +114,29 @@ async def test_the_stage_obeys_the_labs_words() -> None:
         process.stdin.close()
         await process.wait()
     assert process.returncode == 0
+
+
+LOCUST = (sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--only-summary")
+
+
+async def test_without_a_host_the_lab_and_onetrip_are_opened(tmp_path: Path) -> None:
+    """As docs/load.md has it, but short."""
+    chart = tmp_path / "loss.html"
+    short = ("--seconds", "3", "--peak", "10", "--json")
+    code, out, err = await run(*LOCUST, "--scenario", "region-loss", "--timeline", str(chart), *short)
+    assert code == 0, out + err
+    assert "Traceback" not in err
+    assert sum(entry["num_requests"] for entry in json.loads(out)) > 0
+    assert "us dark" in chart.read_text()
+
+
+async def test_a_load_test_without_a_request_fails() -> None:
+    """Nobody there to be asked: no users, then no host."""
+    nobody = ("--host", "http://127.0.0.1:9", "--scenario", "steady", "--seconds", "1", "--peak", "0")
+    code, _, err = await run(*LOCUST, *nobody)
+    assert code == 1
+    assert "no request was sent" in err
+    code, _, err = await run(*LOCUST, "--lab", "off", "--seconds", "1")
+    assert code == 2
+    assert "--lab off needs --host" in err
+    assert "Traceback" not in err

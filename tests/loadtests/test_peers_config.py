@@ -15,6 +15,8 @@ from loadtests.peers.scenarios import SCENARIOS
 from loadtests.peers.wiring import HOST, Unavailable, Wiring, find_binary, make_credentials, prepare
 from proxy.config import load_config
 
+from ..programs import does_not_apply, needs
+
 WIRINGS = sorted({(scenario.downstream, scenario.upstream) for scenario in SCENARIOS.values()})
 
 
@@ -32,6 +34,10 @@ def wire(tmp_path, credentials):
     return make
 
 
+def need_peer(name, downstream=""):
+    needs(name, *(["ngx_stream_module"] if (name, downstream) == ("nginx", "tcp") else []))
+
+
 def validate(command):
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
@@ -41,7 +47,8 @@ def validate(command):
 @pytest.mark.parametrize(("downstream", "upstream"), WIRINGS)
 def test_the_peer_accepts_its_config(name, downstream, upstream, wire):
     if name == "nginx" and upstream == "h2-tls":
-        pytest.skip("nginx speaks no HTTP/2 to origins")
+        does_not_apply("nginx speaks no HTTP/2 to origins")
+    need_peer(name, downstream)
     peer = PEERS[name]
     config = prepare(peer, wire(downstream, upstream))
     done = validate(peer.check(config))
@@ -51,6 +58,7 @@ def test_the_peer_accepts_its_config(name, downstream, upstream, wire):
 @pytest.mark.interop
 @pytest.mark.parametrize("name", ["envoy", "haproxy", "nginx"])
 def test_a_broken_config_is_seen(name, wire):
+    need_peer(name)
     peer = PEERS[name]
     config = prepare(peer, wire())
     config.write_text(config.read_text() + "\nnonsense here\n")
@@ -59,6 +67,7 @@ def test_a_broken_config_is_seen(name, wire):
 
 @pytest.mark.interop
 def test_the_origin_is_a_config_that_nginx_accepts(tmp_path, credentials):
+    need_peer("nginx")
     config = tmp_path / "origin.conf"
     config.write_text(origin_config(tmp_path, credentials, 21001, 21002, 21003))
     done = validate(Nginx().check(config))
@@ -121,7 +130,7 @@ def test_a_missing_stream_module_is_named(monkeypatch, tmp_path, wire):
 
 
 def test_credentials_verify(credentials):
-    openssl = find_binary("openssl", "apt install openssl")
+    openssl = needs("openssl")
     command = [
         openssl,
         "verify",

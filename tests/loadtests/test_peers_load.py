@@ -23,7 +23,9 @@ from loadtests.peers.load import (
 from loadtests.peers.openloop import OpenLoop, percentile
 from loadtests.peers.origin import start_origin
 from loadtests.peers.profile import flat
-from loadtests.peers.wiring import find_binary, make_credentials
+from loadtests.peers.wiring import make_credentials
+
+from ..programs import needs
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n" + SMALL
 
@@ -64,6 +66,7 @@ def test_the_script_shapes_the_requests():
 
 
 def test_a_grpc_call_gets_its_message_back_and_a_status(tmp_path):
+    needs("nginx", "nghttp")
     message = tmp_path / "message"
     message.write_bytes(b"\0\0\0\0\x05hello")
     with tempfile.TemporaryDirectory(prefix="onetrip-") as place:
@@ -77,7 +80,7 @@ def test_a_grpc_call_gets_its_message_back_and_a_status(tmp_path):
 def called(message, origin):
     with origin.program:
         command = [
-            find_binary("nghttp", "apt install nghttp2-client"),
+            needs("nghttp"),
             "-v",
             f"https://127.0.0.1:{origin.h2}/bench.Echo/Call",
         ]

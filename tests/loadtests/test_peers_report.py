@@ -9,6 +9,8 @@ from loadtests import cpu
 from loadtests.peers.report import Cell, Result, as_json, as_markdown, markdown_table, text_table, verdicts
 from loadtests.peers.scenarios import SCENARIOS, Settings, scenario_load
 
+from ..programs import needs
+
 
 def run(us, **more):
     measures = dict.fromkeys(
@@ -120,8 +122,7 @@ def test_one_core_is_not_enough(capsys):
 @pytest.mark.interop
 def test_a_run_from_end_to_end(tmp_path, capsys):
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        pytest.skip("needs two cores")
+    needs("nginx", "ngx_stream_module", "wrk", "h2load", "two cores")
     where = ["--proxy-core", str(cores[1]), "--load-core", str(cores[0]), "--out", str(tmp_path)]
     assert cpu.main(["--only", "h1", "--proxies", "nginx", "--rounds", "1", "--seconds", "1", *where]) == 0
     median = json.loads((tmp_path / "cpu.json").read_text())["scenarios"]["h1"]["proxies"]["nginx"]["median"]

@@ -19,7 +19,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from proxy.admin import show
-from proxy.cli import app
+from proxy.commands import app
 
 from .program import ROOT, HttpOrigin, Onetrip, config, free_port, get, http_origin, serving
 
@@ -95,7 +95,7 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
 def test_it_runs_as_a_program_and_starts_quickly() -> None:
     """`--help` needs nothing of what serving needs."""
     code = (
-        "import sys\nfrom proxy.cli import app\nfrom typer.testing import CliRunner\n"
+        "import sys\nfrom proxy.commands import app\nfrom typer.testing import CliRunner\n"
         "CliRunner().invoke(app, ['--help'])\n"
         "heavy = {'uvloop', 'cryptography', 'pydantic', 'httptools', 'h2', 'prometheus_client'} & set(sys.modules)\n"
         "sys.exit(f'imported: {sorted(heavy)}' if heavy else 0)"
@@ -339,3 +339,59 @@ def test_top_shows_status_until_it_is_interrupted(run: Any, monkeypatch: pytest.
     found = run("top", "--interval", "0.25")
     assert found.exit_code == 0
     assert len(shown) == 3
+
+
+# What the command line itself promises.
+
+
+def test_the_version_has_a_name() -> None:
+    found = command("--version")
+    assert (found.exit_code, found.output.split()[0]) == (0, "onetrip")
+    assert re.fullmatch(r"onetrip \S+\n", found.output)
+
+
+def every_help() -> list[tuple[str, ...]]:
+    return [("--help",), *((name, "--help") for name in COMMANDS), ("bench", "compare", "--help")]
+
+
+@pytest.mark.parametrize("arguments", every_help(), ids=" ".join)
+def test_flags_have_no_type(arguments: tuple[str, ...]) -> None:
+    """They take no value, so a type would only ask for one."""
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy.cli", *arguments],
+        cwd=ROOT, env={**os.environ, "COLUMNS": "160"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "--help" in done.stdout
+    assert "bool" not in done.stdout.lower()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_had(shell: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy.cli", "--show-completion", shell],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "_ONETRIP_COMPLETE" in done.stdout
+
+
+@pytest.mark.parametrize("way", ["plain", "parsed"])
+def test_the_plain_form_of_a_command_does_the_same(program: Onetrip, way: str, tmp_path: Path) -> None:
+    """`proxy.cli` goes past the parser where it can; an option that it leaves to the parser goes the other way."""
+    admin = program.event("listening")["admin"]
+    parsed = way == "parsed"
+    for arguments, code, says in (
+        (["status", *([f"--admin={admin}"] if parsed else ["--admin", admin])], 0, "onetrip"),
+        (["status", "--json", *([f"--admin={admin}"] if parsed else ["--admin", admin])], 0, '"upstreams"'),
+        (["healthcheck", *([f"--admin={admin}"] if parsed else ["--admin", admin])], 0, "ready"),
+        (["healthcheck", *(["--admin=127.0.0.1:9"] if parsed else ["--admin", "127.0.0.1:9"])], 1, "can't reach"),
+        (["check", *(["--"] if parsed else []), str(program.path)], 0, "ok"),
+        (["check", *(["--"] if parsed else []), str(tmp_path / "none.yaml")], 1, "can't be read"),
+        (["serve", *(["--"] if parsed else []), str(tmp_path / "none.yaml")], 1, "can't be read"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "proxy.cli", *arguments],
+            cwd=ROOT, env={**os.environ, "ONETRIP_ADMIN_TOKEN": "secret", "CLI_TOKEN": "secret"},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, (arguments, done.stdout, done.stderr)
+        assert says in done.stdout + done.stderr

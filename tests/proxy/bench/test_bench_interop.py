@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -19,12 +18,9 @@ from proxy.bench.evaluate import evaluate
 from proxy.bench.plan import Plan, targets
 from proxy.bench.result import RegionResult
 
-pytestmark = [
-    pytest.mark.interop,
-    pytest.mark.skipif(
-        shutil.which("nginx") is None or shutil.which("openssl") is None, reason="needs nginx and openssl"
-    ),
-]
+from ...programs import needs
+
+pytestmark = [pytest.mark.interop, pytest.mark.needs("nginx", "openssl")]
 
 CONFIG = """
 {user} pid {root}/nginx.pid; error_log {root}/error.log; daemon off; worker_processes 1;
@@ -63,7 +59,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     subprocess.run(
         [
             *(
-                "openssl",
+                needs("openssl"),
                 "req",
                 "-x509",
                 "-newkey",
@@ -92,7 +88,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
             clear_h2=ports.clear_h2,
         )
     )
-    process = subprocess.Popen(["nginx", "-p", str(root), "-c", str(config)], stderr=subprocess.PIPE)
+    process = subprocess.Popen([needs("nginx"), "-p", str(root), "-c", str(config)], stderr=subprocess.PIPE)
     try:
         wait_for(ports.tls, process, root)
         yield ports

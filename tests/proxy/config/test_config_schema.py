@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.config import ConfigError, parse_config, schema
 from proxy.config.document import read_document
-from proxy.config.schema import DIALECT
+from proxy.config.json_schema import DIALECT
 
 SCHEMA = schema()
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool}

@@ -98,7 +98,7 @@ async def test_a_short_performance(capsys, tmp_path, monkeypatch):
     assert json.loads((kept / "results.json").read_text()) == found
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+@pytest.mark.needs("/proc")
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(

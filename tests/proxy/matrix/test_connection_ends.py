@@ -14,6 +14,7 @@ import pytest
 from proxy.http.compression.hpack import Encoder
 from proxy.http.h2 import frames as wire
 
+from ...programs import does_not_apply
 from .conftest import Pair, wait_for
 from .peers import WAIT_S
 
@@ -55,7 +56,7 @@ async def test_websocket_that_the_origin_closes(pair: Pair) -> None:
 async def test_websocket_that_the_origin_closes_without_close_notify(pair: Pair) -> None:
     """WebSockets know by themselves when they are complete: the end of TCP is the end (RFC 8441 section 5)."""
     if not pair.tls or pair.up != "h1":
-        pytest.skip("only with TLS")
+        does_not_apply("only with TLS")
 
     async def hang_up(got: Any) -> None:
         got.peer.writer.transport.abort()
@@ -65,7 +66,7 @@ async def test_websocket_that_the_origin_closes_without_close_notify(pair: Pair)
 
 async def test_client_that_waits_for_the_answer_to_its_close_notify(pair: Pair) -> None:
     if not pair.tls:
-        pytest.skip("only with TLS")
+        does_not_apply("only with TLS")
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", pair.proxy.port, ssl=pair.lab.client("http/1.1"), server_hostname="localhost"
     )
@@ -89,7 +90,7 @@ async def test_client_that_waits_for_the_answer_to_its_close_notify(pair: Pair) 
 )
 async def test_http2_client_that_stops_within_a_head(pair: Pair, sent: bytes) -> None:
     if pair.tls or pair.down != "h2":
-        pytest.skip("only HTTP/2 in plaintext")
+        does_not_apply("only HTTP/2 in plaintext")
     reader, writer = await asyncio.open_connection("127.0.0.1", pair.proxy.port)
     writer.write(sent)
     listener = pair.proxy.listener

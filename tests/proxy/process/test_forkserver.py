@@ -218,9 +218,11 @@ def test_a_program_that_a_fork_can_not_begin_is_begun_from_scratch(origin: HttpO
     root = copy_of_the_program(tmp_path / "installed")
     edge = Edge(tmp_path, origin, root=root)
     try:
-        server, command = root / "proxy" / "process" / "program.py", root / "proxy" / "cli.py"
-        server.write_text(server.read_text().replace("def serve(path: str, fork", "def serve(path: str, *, fork"))
-        command.write_text(command.read_text().replace("run(str(config), fork", "run(str(config), fork_server=fork"))
+        file = root / "proxy" / "process" / "start.py"
+        now = file.read_text().replace("    fork_server: ForkServer,", "    *,\n    fork_server: ForkServer,")
+        call = "serve(path, forkserver.start(path, tuple(bound.values())), read, bound)"
+        assert call in now
+        file.write_text(now.replace(call, "serve(path, fork_server=forkserver.start(path), read=read, bound=bound)"))
         os.kill(edge.pid, signal.SIGUSR2)
         failed = edge.event("hand_over", 1)["successor"]
         edge.pid = edge.event("hand_over", 2)["successor"]
@@ -327,7 +329,7 @@ def test_there_is_none_without_a_tls_listener(origin: HttpOrigin, tmp_path: Path
 def test_a_fork_server_has_nothing_compiled_of_the_program() -> None:
     """A successor would not take that anew: an extension module is initialised once in a process."""
     script = (
-        "import sys, proxy.cli, proxy.process.forkserver as f\n"
+        "import sys, proxy.cli, proxy.process.start, proxy.process.forkserver as f\n"
         "for name, module in sys.modules.items():\n"
         "    if name.partition('.')[0] in f.OURS | {'onetrip__mypyc'}:\n"
         "        assert (module.__file__ or '').endswith('.py'), name\n"
