@@ -68,9 +68,12 @@ def test_sigterm_at_any_moment_of_the_start(origin: HttpOrigin, tmp_path: Path, 
     for moment in range(part, MOMENTS, PARTS):
         moment_s = 1.2 * whole_s * moment / MOMENTS
         process = start(path)
-        time.sleep(moment_s)  # what is tested is a moment; whichever it hits must do
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=WAIT_S)
+        try:
+            time.sleep(moment_s)  # what is tested is a moment; whichever it hits must do
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=WAIT_S)
+        finally:
+            process.kill()
         ends.add(process.returncode)
         assert process.returncode in (0, -signal.SIGTERM), (moment_s, said)
         assert "Traceback" not in said, (moment_s, said)
