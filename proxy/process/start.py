@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -49,6 +50,7 @@ def start(path: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.set_threshold(100_000, 50, 50)  # a start makes much that lives long; see also `program.tune_process`
     open_standard_files()
+    raise_descriptor_limit()
     path = str(Path(path).absolute())
     try:
         read = source.read_source(path)
@@ -83,6 +85,16 @@ def bind_early(read: source.Source) -> dict[tuple[Address, bool], socket.socket]
         with suppress(OSError):
             found[address, fast_open] = inheritance.bind(address, fast_open)
     return found
+
+
+def raise_descriptor_limit() -> None:
+    """A proxy has two descriptors a connection; the soft limit that most systems start with (1,024) is for programs
+    that use select(2).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def open_standard_files() -> None:
