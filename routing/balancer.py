@@ -22,9 +22,9 @@ from .choice import alternate, score, session_key, share_out, spill_order
 from .drain import Change, DrainState
 from .hedge import Budget, due, plan
 from .ledger import Ledger
-from .region import UNKNOWN_S, RegionState
+from .region import refresh, refresh_limit, review_endpoints
 from .reload import adopt
-from .state import EndpointState, Outcome
+from .state import UNKNOWN_S, EndpointState, Outcome, RegionState
 
 if TYPE_CHECKING:
     import random
@@ -207,10 +207,10 @@ class Balancer(Ledger):
             baselines = [region.baseline for region in self.regions if region.service_known_at >= 0.0]
             assumed = min(known + baselines, default=0.0)
             for region in self.regions:
-                region.review_endpoints(now, seconds, self._random)
+                review_endpoints(region, now, seconds, self._random)
                 region.counts.rotate(now)
-                region.refresh(now, seconds, assumed, rotated)
-                region.refresh_limit(now, seconds, self.arrivals)
+                refresh(region, now, seconds, assumed, rotated)
+                refresh_limit(region, now, seconds, self.arrivals)
             if rotated:
                 self._rotated = now
         for region in self.regions:

@@ -10,8 +10,7 @@ from .outlier import OutlierState
 
 if TYPE_CHECKING:
     from .balancer import Balancer
-    from .region import RegionState
-    from .state import EndpointState
+    from .state import EndpointState, RegionState
 
 
 def explain(balancer: Balancer, now: float, key: bytes | None) -> list[dict[str, Any]]:

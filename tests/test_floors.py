@@ -42,7 +42,6 @@ LONGER = {
     "proxy/l4/tunnel.py": 600,
     "proxy/process/program.py": 480,
     "proxy/process/supervisor.py": 460,
-    "routing/region.py": 430,
     "proxy/process/worker.py": 490,
     # A table of scenarios.
     "loadtests/wan/scenarios.py": 450,

@@ -5,7 +5,7 @@ from collections import Counter
 
 from routing.balancer import Balancer, EndpointState, Outcome
 from routing.model import Endpoint, Region, Upstream
-from routing.region import RegionState
+from routing.state import RegionState
 
 RTTS = {"us": 0.060, "eu": 0.080, "ap": 0.150}
 
