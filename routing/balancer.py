@@ -15,9 +15,8 @@ region's state.
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from . import report
 from .choice import alternate, score, session_key, share_out, spill_order
 from .drain import Change, DrainState
 from .hedge import Budget, due, plan
@@ -255,15 +254,7 @@ class Balancer(Ledger):
         self.refresh_table(now, 0.0)
         return change
 
-    # What it believes.
-
-    def explain(self, now: float, key: bytes | None = None) -> list[dict[str, Any]]:
-        """Per region, most wanted first: state, weight, and why."""
-        return report.explain(self, now, key)
-
-    def snapshot(self, now: float) -> dict[str, Any]:
-        """For `status`: plain values."""
-        return report.snapshot(self, now)
+    # What clients are told, and reloads.
 
     def retry_after(self, now: float) -> float:
         """Whole seconds after which a refused client may try again: what origins asked for, one at least."""

@@ -1,4 +1,7 @@
-"""What a balancer believes, as plain values: for `status`, `explain` and the metrics."""
+"""What a balancer believes, as plain values: for `status`, `explain` and the metrics.
+
+A view: it reads a balancer and changes nothing, and no decision reads it.
+"""
 
 from __future__ import annotations
 

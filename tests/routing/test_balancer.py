@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routing import report
 from routing.balancer import Balancer, DrainState, Outcome
 from routing.model import Drain, Hedge, Policy, Retry, Upstream
 from routing.outlier import OutlierState
@@ -551,12 +552,12 @@ def test_it_explains_itself_in_plain_values() -> None:
     world = World(region("us"), region("eu"), region("ap", standby=True))
     world.serve(300)
     world.balancer.drain("us", world.now, world.now + 60.0)
-    rows = world.balancer.explain(world.now, b"user")
+    rows = report.explain(world.balancer, world.now, b"user")
     assert [row["region"] for row in rows] == ["eu", "us", "ap"]
     assert rows[0]["session"] is True
     assert "operator for another 60 s" in rows[1]["why"]
     assert "standby" in rows[2]["why"]
-    snapshot = world.balancer.snapshot(world.now)
+    snapshot = report.snapshot(world.balancer, world.now)
     json.dumps([rows, snapshot])
     assert [row["state"] for row in snapshot["regions"]] == ["drained", "healthy", "healthy"]
     assert snapshot["regions"][0]["rtt_ms"] == pytest.approx(60.0, abs=0.1)
@@ -618,4 +619,4 @@ def test_whatever_happens_counts_stay_right_and_somebody_takes_requests(
     assert [found.in_flight for found in balancer.regions] == [
         sum(e.in_flight for e in found.endpoints) for found in balancer.regions
     ]
-    json.dumps(balancer.snapshot(world.now))
+    json.dumps(report.snapshot(balancer, world.now))
