@@ -11,8 +11,9 @@
 from .diff import ConfigDiff, diff
 from .effective import effective_values, effective_yaml
 from .faults import ConfigError, ConfigFault
+from .listeners import ListenerSection, RouteSection
 from .load import check_config, load_config, parse_config
-from .model import Config, ListenerSection, RouteSection
+from .model import Config
 from .places import Secret
 from .schema import schema
 from .sections import RegionSection, UpstreamSection, UpstreamTls
