@@ -159,6 +159,7 @@ def test_what_cannot_leave_a_drained_region_stays() -> None:
 
 
 def test_who_pays() -> None:
-    assert must_pay(RETRY, 0.4)
-    assert not must_pay(RETRY, 0.0)
-    assert not must_pay(RESEND, 0.4)
+    assert must_pay(RETRY, 0.4, 1.0)
+    assert not must_pay(RETRY, 0.0, 1.0), "the last resort"
+    assert must_pay(RETRY, 0.0, 0.9), "it was full a moment ago"
+    assert not must_pay(RESEND, 0.4, 0.9)
