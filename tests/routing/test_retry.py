@@ -11,6 +11,7 @@ from routing.retry import (
     OPEN_MAX,
     RESEND,
     RETRY,
+    SAFE_METHODS,
     WAIT,
     Next,
     after_drain,
@@ -45,6 +46,10 @@ BOTH = (False, True)
 )
 def test_replayable(method: bytes, key: bool, retry: Retry | None, expected: bool) -> None:
     assert replayable(method, key, retry) is expected
+
+
+def test_safe_methods_are_named_one_by_one() -> None:
+    assert {b"GET", b"HEAD", b"OPTIONS"} == SAFE_METHODS
 
 
 def test_upgrades_and_expectations_are_never_hedged() -> None:
