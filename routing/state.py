@@ -167,7 +167,7 @@ class RegionState:
 
     @property
     def state(self) -> DrainState:
-        """Where its drain stands."""
+        """Its drain's: what share of requests it may take at all."""
         return self.health.state
 
     @property

@@ -47,7 +47,7 @@ class ConnectionOwner(Protocol):
 
 
 class Phase(Enum):
-    """Where a connection stands."""
+    """Of a connection; see the module."""
 
     HANDSHAKING = "handshaking"
     READY = "ready"
