@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from proxy.upstream.links import SocketPool
+from routing import report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 async def upstream_status(upstream: UpstreamRuntime, now: float, bites: Bites) -> dict[str, Any]:
     """Routing's snapshot with the pools' numbers added to each endpoint."""
-    found = upstream.balancer.snapshot(now)
+    found = report.snapshot(upstream.balancer, now)
     await bites.rest()
     pools: dict[tuple[str, str], list[Pool | SocketPool]] = {}
     every: tuple[Pool | SocketPool, ...] = (*upstream.every_pool(), *upstream.every_socket_pool())
@@ -102,7 +103,7 @@ def explain(url: str, method: str, listeners: Iterable[Listener | TunnelListener
             "region": chosen.region.name if chosen is not None else None,
             "endpoint": str(chosen.endpoint) if chosen is not None else None,
             "warm_connections": chosen.ready if chosen is not None else 0,
-            "regions": upstream.balancer.explain(now),
+            "regions": report.explain(upstream.balancer, now, None),
         }
         if chosen is not None and route.hedge is not None:
             delay = upstream.balancer.hedge_delay(now, chosen)

@@ -33,6 +33,7 @@ from proxy.http.message import HeadersReceived, HeadRefused, RequestHead, Respon
 from proxy.net.address import unmapped
 from proxy.observe.access_line import access_line
 from proxy.observe.metrics import ListenerCounters
+from routing.retry import SAFE_METHODS
 from routing.table import RouteTable
 from tlscache.early_data import may_travel_early
 from tlscache.engine import State as TLSState
@@ -430,7 +431,8 @@ class ServerConnection(Connection):
     ) -> None:
         """A request in 0-RTT data: a safe one goes on, saying so; others wait for the handshake, or are refused."""
         upgrade, expect = len(head.upgrade) > 0, head.expect_continue
-        if may_travel_early(head.method, enabled=True, has_body=not end, upgrade=upgrade, expect_continue=expect):
+        safe = head.method in SAFE_METHODS
+        if may_travel_early(safe=safe, enabled=True, has_body=not end, upgrade=upgrade, expect_continue=expect):
             head.early = True
             exchange.on_headers(head, end)
         elif len(waiting) < HELD_MAX:

@@ -19,6 +19,7 @@ from proxy.errors import Kind, ProxyError
 from proxy.http.message import RequestHead, ResponseHead
 from proxy.http.stream import StreamHandler
 from routing.balancer import Outcome
+from routing.retry import SAFE_METHODS
 from tlscache.early_data import may_travel_early
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Attempt(StreamHandler):
         exchange = self.exchange
         head = exchange.head
         return not exchange.early_refused and may_travel_early(
-            head.method,
+            safe=head.method in SAFE_METHODS,
             enabled=exchange.route.early_data,
             has_body=not exchange.bodyless,
             upgrade=exchange.switching,

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from routing.balancer import EndpointState
     from routing.hedge import Budget
     from routing.model import Route
-    from routing.region import RegionState
+    from routing.state import RegionState
 
 REPLAY_BYTES: Final = 64 * 1024
 HEDGE_AGAIN_S: Final = 0.05

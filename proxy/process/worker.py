@@ -32,12 +32,12 @@ from proxy.loop.turn import Turn
 from proxy.net.resolver import Resolver
 from proxy.observe.access_log import AccessLog
 from proxy.observe.metrics import Ledger, Snapshot, export_log
-from proxy.upstream.sessions import Sessions
 from proxy.upstream.upstream import UpstreamRuntime
 from tlscache.context import CertificatePair, ServerContext, ServerSettings
 
 from .inheritance import INSTANCE
 from .rehearsal import rehearse
+from .sessions import export_sessions, open_sessions, sessions_per_scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -81,7 +81,7 @@ class Worker:
         self.background = Background(self._task_failed)
         self.resolver = Resolver(self.background)
         self.access_log = _access_log(config)
-        self.sessions = Sessions.open(config, worker_count(config), log)
+        self.sessions = open_sessions(config, worker_count(config), log)
         self.listeners: dict[str, AnyListener] = {}
         self.upstreams: dict[str, UpstreamRuntime] = {}
         self.leaving_listeners: list[AnyListener] = []
@@ -307,7 +307,7 @@ class Worker:
                 else:
                     listener.adopt(section, config.limits, contexts.get(name))
             listener.route(config.routes(section), upstreams)
-        self.sessions.resize(config)
+        self.sessions.resize(sessions_per_scope(config, self.sessions.workers))
         self._let_go()
 
     def _kept_contexts(self, config: Config) -> dict[str, ServerContext]:
@@ -394,7 +394,7 @@ class Worker:
         for upstream in [*self._every_upstream()]:
             for _ in upstream.exporting(snapshot, monotonic()):
                 await bites.rest()
-        self.sessions.export(snapshot)
+        export_sessions(self.sessions, snapshot)
         snapshot.add("access_log_dropped", self.access_log.dropped)
         export_log(snapshot, self.log)
         return snapshot

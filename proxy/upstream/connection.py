@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from proxy.http.message import HeadersReceived, HeadRefused
     from proxy.http.stream import StreamHandler
     from proxy.loop.turn import Turn
+    from tlscache.cache import EndpointSessions
     from tlscache.engine import TLSEngine
     from tlscache.session import Session
 
     from .pool import Pool
-    from .sessions import EndpointSessions
 
 
 class State(Enum):

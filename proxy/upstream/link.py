@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from proxy.loop.timers import Timed
     from proxy.net.resolver import SockAddress
+    from tlscache.cache import EndpointSessions
     from tlscache.engine import TLSEngine
     from tlscache.session import Session
 
     from .links import SocketPool
-    from .sessions import EndpointSessions
 
 RECEIVE_BYTES: Final = 64 * 1024
 _GREETING_SEEN: Final = select.EPOLLRDHUP  # an idle link that has bytes: only its end is of interest

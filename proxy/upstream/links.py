@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from proxy.observe.metrics import Snapshot
     from routing.balancer import EndpointState
     from routing.model import Endpoint
+    from tlscache.cache import EndpointSessions
     from tlscache.engine import TLSEngine
 
     from .pool import PoolSettings
     from .reach import Reach
-    from .sessions import EndpointSessions
     from .upstream import UpstreamRuntime
 
 LENT_MAX: Final = 64

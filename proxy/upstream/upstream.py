@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from proxy.net.resolver import Resolver
     from proxy.observe.metrics import Snapshot
     from routing.model import Endpoint, Upstream
-
-    from .sessions import EndpointSessions, Sessions
+    from tlscache.cache import EndpointSessions, Sessions
 
 _STOPPING: Final = ProxyError(Kind.STOPPING, "the proxy is stopping", unprocessed=True)
 
