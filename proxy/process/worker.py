@@ -246,7 +246,8 @@ class Worker:
         change = diff(self.config, config)
         contexts = server_contexts(config, self.ticket_keys, self._kept_contexts(config))
         kept = {name: self.upstreams[name] for name in config.upstreams if name in self.upstreams}
-        reaches = {name: kept[name].prepare(config.upstreams[name]) for name in change.upstreams_changed}
+        changed = [name for name in kept if name in change.upstreams_changed or not kept[name].reach.is_current]
+        reaches = {name: kept[name].prepare(config.upstreams[name]) for name in changed}
         added = {name: self._new_upstream(config, name) for name in change.upstreams_added}
         upstreams = {**kept, **added}
         access_log = self.access_log
@@ -311,10 +312,12 @@ class Worker:
         self._let_go()
 
     def _kept_contexts(self, config: Config) -> dict[str, ServerContext]:
+        """Of listeners whose TLS is the same to the last file: whoever asks for a reload need not wait for
+        `CERTIFICATES_S`, and hears of a file that can't be used.
+        """
         old = {section.name: section.tls for section in self.config.listeners}
-        return {
-            s.name: self.contexts[s.name] for s in config.listeners if s.tls is not None and s.tls == old.get(s.name)
-        }
+        same = [one.name for one in config.listeners if one.tls is not None and one.tls == old.get(one.name)]
+        return {name: self.contexts[name] for name in same if self.contexts[name].is_current}
 
     def _close_listener(self, listener: AnyListener) -> None:
         listener.stop_accepting()

@@ -64,7 +64,7 @@ class Reach:
         self.tls: ClientContext | None = None
         self._apart: ClientContext | None = None
         self._sessions_of: dict[tuple[Endpoint, bool], EndpointSessions] = {}
-        if before is not None and before.identity == self.identity:
+        if before is not None and before.identity == self.identity and before.is_current:
             self.tls, self._apart, self._sessions_of = before.tls, before._apart, before._sessions_of
         elif (settings := client_settings(section)) is not None:
             self.tls = ClientContext(settings)
@@ -106,6 +106,11 @@ class Reach:
             found = self._sessions.of(host, endpoint.port, server_name, tls)
             self._sessions_of[endpoint, apart] = found
         return found
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the files that it was made from are still the same."""
+        return self.tls is None or self.tls.is_current
 
     def reload_certificates(self) -> str | None:
         """Look whether certificate files changed. Returns what is wrong with the new ones (the old ones stay)."""
