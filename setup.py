@@ -54,6 +54,7 @@ HOT_PATH = [
     "proxy/loop/reactor.py",
     "proxy/loop/timers.py",
     "proxy/loop/turn.py",
+    "proxy/net/kernel.py",
     "proxy/observe/access_line.py",
     "proxy/upstream/connection.py",
     "proxy/upstream/link.py",

@@ -16,13 +16,11 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from proxy.errors import Kind, ProxyError
+from proxy.net.kernel import reset_on_close, socket_of
 
 from .message import (
     ConnectionFailed,
@@ -39,6 +37,8 @@ from .message import (
 from .stream import Stream
 
 if TYPE_CHECKING:
+    import asyncio
+
     from proxy.errors import ProxyError as Error
     from proxy.loop.turn import Turn
     from tlscache.engine import TLSEngine
@@ -56,8 +56,6 @@ BULK_TURN_BYTES: Final = 1024 * 1024
 """The event loop reads again at once while a read fills its buffer: after so many bytes of such reads, others have
 their turn.
 """
-_TCP_INFO_BYTES: Final = 256
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger
 
 
 class ConnectionStream(Stream):
@@ -449,7 +447,7 @@ class Connection:
         if transport is not None and not transport.is_closing():
             self.flush()
             with suppress(OSError):
-                socket_of(transport).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                reset_on_close(socket_of(transport))
             transport.abort()
 
     def abort(self) -> None:
@@ -504,48 +502,4 @@ class Connection:
         """After the last stream was reset."""
 
 
-def tcp_info(sock: socket.socket) -> tuple[float, int, int]:
-    """(smoothed RTT in seconds, unacknowledged segments, bytes acknowledged) from the kernel's TCP_INFO; zeros where
-    there is none.
-
-    Layout: linux/tcp.h `struct tcp_info`; the offsets have been stable since 4.1.
-    """
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:
-        return 0.0, 0, 0
-    if len(info) < 136:
-        return 0.0, 0, 0
-    unacked = struct.unpack_from("=I", info, 24)[0]
-    rtt_us = struct.unpack_from("=I", info, 68)[0]
-    bytes_acked = struct.unpack_from("=Q", info, 120)[0]
-    return rtt_us / 1e6, unacked, bytes_acked
-
-
-def unacknowledged_s(sock: socket.socket) -> float:
-    """Seconds since the peer last acknowledged anything, while something waits for it; 0.0 where nothing does.
-
-    From `struct tcp_info`: tcpi_unacked, tcpi_last_ack_recv (milliseconds).
-    """
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:
-        return 0.0
-    if len(info) < 60:
-        return 0.0
-    unacked, last_ack_ms = struct.unpack_from("=I28xI", info, 24)
-    return last_ack_ms / 1e3 if unacked else 0.0
-
-
-def tcp_bytes_sent(sock: socket.socket) -> int:
-    """Data bytes that the kernel has sent (TCP_INFO's `tcpi_bytes_sent`, Linux 4.19); -1 where it does not say."""
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:
-        return -1
-    return int(struct.unpack_from("=Q", info, 200)[0]) if len(info) >= 208 else -1
-
-
-def socket_of(transport: asyncio.BaseTransport) -> Any:
-    """The transport's socket (uvloop's stand-in for one), for options and kernel counters."""
-    return transport.get_extra_info("socket")
+__all__ = ["BULK_BYTES", "WRITE_HIGH_WATER", "Connection", "ConnectionStream", "socket_of"]

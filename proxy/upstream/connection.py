@@ -17,16 +17,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from proxy.errors import Kind, ProxyError
-from proxy.http.connection import (
-    BULK_BYTES,
-    WRITE_HIGH_WATER,
-    Connection,
-    ConnectionStream,
-    socket_of,
-    tcp_bytes_sent,
-    tcp_info,
-)
+from proxy.http.connection import BULK_BYTES, WRITE_HIGH_WATER, Connection, ConnectionStream
 from proxy.net.dial import connect_error
+from proxy.net.kernel import socket_of, tcp_bytes_sent, tcp_info
 from tlscache.early_data import EARLY_BYTES_MAX
 from tlscache.engine import State as TLSState
 

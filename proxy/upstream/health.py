@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Final, cast
 
 from proxy.errors import Kind, ProxyError
 from proxy.http import grpc
-from proxy.http.connection import socket_of, unacknowledged_s
 from proxy.http.message import RequestHead, ResponseHead
 from proxy.http.stream import StreamHandler
+from proxy.net.kernel import socket_of, unacknowledged_s
 
 from .connection import State
 from .pool import replaced

@@ -18,9 +18,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from proxy.errors import Kind, ProxyError
-from proxy.http.connection import tcp_info
 from proxy.loop.reactor import BROKEN, READ, UNWATCHED, WRITE
 from proxy.net.dial import connect_error, is_deferred, new_socket, no_source
+from proxy.net.kernel import has_hung_up, tcp_info
 from tlscache.engine import State as TLSState
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 RECEIVE_BYTES: Final = 64 * 1024
 _GREETING_SEEN: Final = select.EPOLLRDHUP  # an idle link that has bytes: only its end is of interest
 _UNDER_WAY: Final = (0, errno.EINPROGRESS)
-_ENDED: Final = (b"\x07", b"\x08")  # tcpi_state, the first octet of struct tcp_info: CLOSE and CLOSE_WAIT
 
 
 class State(Enum):
@@ -315,9 +314,7 @@ class Link:
         sock = self.sock
         if sock is None or self.state is not State.READY:
             return False
-        if sock.family == socket.AF_UNIX:
-            return True
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) not in _ENDED
+        return sock.family == socket.AF_UNIX or not has_hung_up(sock)
 
     def take(self) -> socket.socket:
         """The socket, for the caller from now on: it closes it, and hands its descriptor over in the reactor."""

@@ -33,8 +33,8 @@ import msgspec
 
 from proxy.errors import Kind, ProxyError
 from proxy.exchange.attempt import Attempt
-from proxy.http.connection import socket_of, tcp_info
 from proxy.net.dial import is_deferred
+from proxy.net.kernel import socket_of, tcp_info
 from proxy.observe.metrics import PoolCounters
 
 from .connection import ClientConnection, State
