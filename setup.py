@@ -25,6 +25,7 @@ HOT_PATH = [
     "proxy/exchange/attempt.py",
     "proxy/exchange/exchange.py",
     "proxy/exchange/forward.py",
+    "proxy/http/carrier.py",
     "proxy/http/claims.py",
     "proxy/http/compression/hpack.py",
     "proxy/http/compression/huffman.py",
