@@ -58,6 +58,7 @@ HOT_PATH = [
     "proxy/net/kernel.py",
     "proxy/observe/access_line.py",
     "proxy/upstream/connection.py",
+    "proxy/upstream/contract.py",
     "proxy/upstream/link.py",
     "proxy/upstream/links.py",
     "proxy/upstream/pool.py",
