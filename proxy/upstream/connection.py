@@ -14,11 +14,11 @@ import os
 from contextlib import suppress
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from proxy.errors import Kind, ProxyError
 from proxy.http.connection import BULK_BYTES, WRITE_HIGH_WATER, Connection, ConnectionStream
-from proxy.net.dial import connect_error
+from proxy.net.dial import connect_error, is_deferred
 from proxy.net.kernel import socket_of, tcp_bytes_sent, tcp_info, unacknowledged_s
 from tlscache.early_data import EARLY_BYTES_MAX
 from tlscache.engine import State as TLSState
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from tlscache.engine import TLSEngine
     from tlscache.session import Session
 
-    from .contract import ConnectionOwner, Waiter
+    from .contract import ConnectionOwner, PoolContext, Waiter
+    from .reach import Reach
     from .sessions import EndpointSessions
 
 
@@ -596,3 +597,37 @@ class ClientConnection(Connection, UpstreamConnection):
             self._fail_opening(ProxyError(kind, text, unprocessed=True))
         else:
             self._leave()
+
+
+async def open_connection(
+    pool: ConnectionOwner, context: PoolContext, reach: Reach, *, resume: bool, apart: bool, carry: bool
+) -> ClientConnection:
+    """A new connection, handshaken, for a pool that has not got it yet. `resume`: with a session, where there is one;
+    `apart`: in the version that takes upgrades; `carry`: its first flight may carry a request that waits (it is the
+    pool's and `lent` then). Routing hears how long each phase took. Raises ProxyError; the caller bounds the time.
+    """
+    target = pool.target
+    sock, dns_s, tcp_s = await reach.open_socket(target.endpoint, reach.tls_socket_options)
+    deferred = reach.tls_socket_options.fast_open and is_deferred(sock)
+    if not deferred:
+        context.balancer.observe_connect(target, monotonic(), True, tcp_s, "tcp")
+    sessions = reach.sessions_of(target.endpoint, apart=apart)
+    offered = sessions.take() if sessions is not None and resume else None
+    connection = ClientConnection(context.turn, pool, sessions, offered)
+    connection.may_carry = carry
+    connection.seconds = (dns_s, tcp_s, 0.0)
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: cast(Any, connection), sock=sock)
+        await connection.ready
+    except asyncio.CancelledError:
+        connection.state = State.CLOSED
+        connection.abort()
+        raise
+    if deferred and connection.transport is not None:  # the SYN went with the ClientHello: the kernel has timed it
+        connection.peer = socket_of(connection.transport).getpeername()[0]
+        rtt_s = connection.rtt_s()
+        connection.seconds = (dns_s, rtt_s, connection.seconds[2])
+        context.balancer.observe_connect(target, monotonic(), True, rtt_s, "tcp")
+    if sessions is not None:
+        context.balancer.observe_connect(target, monotonic(), True, connection.seconds[2], "tls")
+    return connection

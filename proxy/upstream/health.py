@@ -136,13 +136,13 @@ class Health:
             allowed = DEAD_S + DEAD_ROUND_TRIPS * rtt
             worst = 0.0
             dead: list[UpstreamConnection] = []
-            for connection in pool.connections:
+            for connection in pool.stock.connections:
                 seconds = connection.unacknowledged_s(now, suspect)
                 worst = max(worst, seconds)
                 if seconds > allowed:
                     dead.append(connection)
             every, patience = ping_times(pool.ping_every_s, allowed, rtt)
-            for connection in pool.shared:
+            for connection in pool.stock.shared:
                 if not connection.probe_path(now, every, patience) and connection not in dead:
                     dead.append(connection)
             if worst >= suspect:

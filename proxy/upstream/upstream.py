@@ -19,8 +19,9 @@ from routing.balancer import Balancer, Change, DrainState, EndpointState
 from .contract import PoolContext, replaced
 from .health import Health
 from .links import SocketPool
-from .pool import Pool, PoolSettings
+from .pool import Pool
 from .reach import Reach
+from .sizing import PoolSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -229,7 +230,9 @@ class UpstreamRuntime:
     def warm(self) -> bool:
         """The first round of dials is over, whatever became of each."""
         links = [pool for pools in self._links.values() for pool in pools.values()]
-        return not any(pool.first_round for pool in self.pools) and not any(pool.first_round for pool in links)
+        return not any(pool.dials.first_round for pool in self.pools) and not any(
+            pool.dials.first_round for pool in links
+        )
 
     @property
     def idle(self) -> bool:
@@ -318,7 +321,7 @@ class UpstreamRuntime:
         """Once a second: round-trip times from the kernel, and what codecs count over time."""
         for pool in self.pools:
             pool.measure_rtt(now)
-            for connection in pool.shared:
+            for connection in pool.stock.shared:
                 connection.tick()
         self.health.tick_codecs()
 

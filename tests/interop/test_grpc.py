@@ -416,9 +416,9 @@ def test_a_server_that_shuts_down_gracefully_fails_nobody(start: Start) -> None:
     (upstream,) = proxy.worker.upstreams.values()
     stopped = next(server for server in servers if server.calls)
     pool = next(pool for pool in upstream.pools if pool.target.endpoint.port == stopped.port)
-    (connection,) = pool.shared
+    (connection,) = pool.stock.shared
     stopping = stopped.server.stop(WAIT_S)
-    while connection in pool.shared:
+    while connection in pool.stock.shared:
         assert not stopping.wait(0.01)
     go_on.set()
     calls += [unary(channel).future(b"x", timeout=WAIT_S) for _ in range(50)]

@@ -531,8 +531,8 @@ class Proxy:
         for region in self.upstream.balancer.regions:
             assert region.in_flight == 0, f"{region.name}: {region.in_flight} in flight"
         assert not any(a.waiting for a in pool.waiters)
-        assert pool.busy == 0
-        assert pool.target.ready == len(pool.idle), f"ready {pool.target.ready}, idle {len(pool.idle)}"
+        assert pool.stock.busy == 0
+        assert pool.target.ready == len(pool.stock.idle), f"ready {pool.target.ready}, idle {len(pool.stock.idle)}"
         assert self.worker.turn.depth == 0
 
     def timed(self) -> list[Any]:
