@@ -64,6 +64,7 @@ HOT_PATH = [
     "proxy/upstream/link.py",
     "proxy/upstream/links.py",
     "proxy/upstream/pool.py",
+    "proxy/upstream/pooled.py",
     "proxy/upstream/sizing.py",
     "proxy/upstream/stock.py",
     "proxy/upstream/waiters.py",

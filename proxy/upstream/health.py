@@ -24,8 +24,8 @@ from proxy.http import grpc
 from proxy.http.message import RequestHead, ResponseHead
 from proxy.http.stream import StreamHandler
 
-from .connection import State
 from .contract import replaced
+from .pooled import State
 
 if TYPE_CHECKING:
     from proxy.config.sections import HealthSection

@@ -438,5 +438,5 @@ def test_health_checks(start: Start, service: str, serving: int, expected: bool)
     (target,) = upstream.balancer.endpoints
     found = [proxy.call(lambda: upstream.health._call(target, service)) for _ in range(3)]
     assert found == [expected] * 3
-    assert len(upstream.pools[0].shared) == 1, "a check's connection is not the pool's"
+    assert len(upstream.pools[0].stock.shared) == 1, "a check's connection is not the pool's"
     server.server.stop(None)
