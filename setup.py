@@ -65,6 +65,7 @@ HOT_PATH = [
     "proxy/upstream/links.py",
     "proxy/upstream/pool.py",
     "proxy/upstream/pooled.py",
+    "proxy/upstream/settings.py",
     "proxy/upstream/sizing.py",
     "proxy/upstream/stock.py",
     "proxy/upstream/waiters.py",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from .contract import PoolContext, UpstreamConnection, Waiter
     from .reach import Reach
-    from .sizing import PoolSettings
+    from .settings import PoolSettings
 
 HANG_UPS_MAX: Final = 3
 """Fresh connections in a row that the endpoint closes before their first request, until waiting requests are told."""

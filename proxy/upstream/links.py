@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .contract import PoolContext
     from .reach import Reach
     from .sessions import EndpointSessions
-    from .sizing import PoolSettings
+    from .settings import PoolSettings
 
 LENT_MAX: Final = 64
 TICKETS_WAIT_S: Final = 5.0

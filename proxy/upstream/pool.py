@@ -32,14 +32,14 @@ from proxy.errors import Kind, ProxyError
 
 from .contract import Waiter, replaced
 from .dialling import Dialling
-from .sizing import SHARED_FULL
+from .stock import SHARED_FULL
 
 if TYPE_CHECKING:
     from proxy.observe.metrics import Snapshot
 
     from .contract import UpstreamConnection
     from .reach import Reach
-    from .sizing import PoolSettings
+    from .settings import PoolSettings
 
 SWEEP_S: Final = 1.0
 PING_EVERY_MAX_S: Final = 600.0

@@ -11,33 +11,15 @@ It counts and decides; it never dials.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from .settings import PoolSettings
     from .stock import Stock
 
-SHARED_FULL: Final = 0.8
-"""A multiplexed connection with this share of its streams in use counts as full."""
 REFILLS_AT_ONCE: Final = 2
 _RISE_SMOOTHING: Final = 0.3
 _DIAL_SMOOTHING: Final = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
-    """How many connections, and how long they live. Seconds; `max_age_s` gets 10 % of jitter, so that no two pools
-    redial together.
-    """
-
-    warm: int = 2
-    max_connections: int = 128
-    max_age_s: float = 1800.0
-    idle_s: float = 60.0
-    keepalive_s: float = 15.0
-    connect_s: float = 2.0
-    streams: int = 1
-    """How many requests a connection takes at once, as far as that is known before there is one."""
 
 
 def target_size(busy: int, rise_per_s: float, dial_s: float, settings: PoolSettings) -> int:

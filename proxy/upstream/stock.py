@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from .sizing import SHARED_FULL
-
 if TYPE_CHECKING:
     from routing.balancer import EndpointState
 
     from .contract import ConnectionOwner, UpstreamConnection
-    from .sizing import PoolSettings
+    from .settings import PoolSettings
 
 PARTING_S: Final = 2.0
+SHARED_FULL: Final = 0.8
+"""A multiplexed connection with this share of its streams in use counts as full."""
 
 
 class Stock:

@@ -21,7 +21,7 @@ from .health import Health
 from .links import SocketPool
 from .pool import Pool
 from .reach import Reach
-from .sizing import PoolSettings
+from .settings import PoolSettings, pool_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,8 +89,8 @@ class UpstreamRuntime:
         self._leaving: list[Pool | SocketPool] = []  # closed, and not yet without connections
         self._started = False
         self._reported: dict[Endpoint, str] = {}
-        self._link(_pool_settings(section, self.reach), replace_all=True)
-        self.health = Health(self)
+        self._link(pool_settings(section, self.reach.streams_expected), replace_all=True)
+        self.health = Health(self, section.health)
 
     def __repr__(self) -> str:
         return f"<UpstreamRuntime {self.name}: {self.pools}>"
@@ -116,7 +116,7 @@ class UpstreamRuntime:
         self.counters.know(region.name for region in model.regions)
         self.turn.begin()
         try:
-            self._link(_pool_settings(section, reach), replace_all=other)
+            self._link(pool_settings(section, reach.streams_expected), replace_all=other)
             self.health.adopt(section.health)
         finally:
             self.turn.end()
@@ -192,7 +192,7 @@ class UpstreamRuntime:
         """An L4 listener routes here. `passthrough`: the client's own TLS goes through. Idempotent."""
         links = self._links.get(passthrough)
         if links is None:
-            settings = _pool_settings(self.section, self.reach)
+            settings = pool_settings(self.section, self.reach.streams_expected)
             links = self._links[passthrough] = {
                 target: self._new_links(target, settings, passthrough) for target in self.balancer.endpoints
             }
@@ -392,15 +392,3 @@ class UpstreamRuntime:
         for links in self._links.values():
             for link_pool in links.values():
                 link_pool.close()
-
-
-def _pool_settings(section: UpstreamSection, reach: Reach) -> PoolSettings:
-    return PoolSettings(
-        warm=section.pool.warm,
-        max_connections=section.pool.max_connections,
-        max_age_s=section.pool.max_age,
-        idle_s=section.timeouts.idle,
-        keepalive_s=section.pool.keepalive,
-        connect_s=section.timeouts.connect,
-        streams=reach.streams_expected,
-    )

@@ -17,7 +17,8 @@ from proxy.process import inheritance as listening
 from proxy.process.worker import Worker
 from proxy.upstream.health import ping_times
 from proxy.upstream.pool import PING_EVERY_MAX_S
-from proxy.upstream.sizing import REFILLS_AT_ONCE, PoolSettings, target_size
+from proxy.upstream.settings import PoolSettings
+from proxy.upstream.sizing import REFILLS_AT_ONCE, target_size
 from tlscache.ticket_keys import TicketKeys
 
 from ..matrix.conftest import Log, wait_for
