@@ -32,7 +32,7 @@ async def upstream_status(upstream: UpstreamRuntime, now: float, bites: Bites) -
         for endpoint in region["endpoints"]:
             mine = pools.get((region["region"], endpoint["endpoint"]), [])
             endpoint["pool"] = _pool_status(mine)
-            error = next((pool.last_error for pool in mine if pool.last_error is not None), None)
+            error = next((pool.dials.last_error for pool in mine if pool.dials.last_error is not None), None)
             if error is not None:
                 endpoint["last_error"] = error.details
             await bites.rest()
@@ -48,13 +48,13 @@ def _pool_status(pools: list[Pool | SocketPool]) -> dict[str, Any]:
     opened: dict[str, int] = {}
     counted: list[PoolCounters] = []
     for pool in pools:
-        idle += len(pool.idle)
-        dialling += pool.dialling
+        dialling += pool.dials.under_way
         if isinstance(pool, SocketPool):
+            idle += len(pool.idle)
             busy += pool.open
         else:
-            idle += sum(1 for connection in pool.shared if not connection.streams)
-            busy += pool.busy
+            idle += len(pool.stock.without_requests())
+            busy += pool.stock.busy
             waiting += len(pool.waiters)
         if not any(pool.counters is one for one in counted):  # a closed pool's successor counts on
             counted.append(pool.counters)

@@ -83,7 +83,7 @@ def rehearse(listener: Listener, upstream: UpstreamRuntime, route: Route) -> int
         transport = Nowhere()
         connection.connection_made(transport)  # type: ignore[arg-type]
         connection.expires = float("inf")
-        pool.connections.add(connection)
+        pool.stock.connections.add(connection)
         pool.release(connection)
         connections.append((connection, transport, H2ServerCodec(H2Limits()) if connection.codec.multiplexed else None))
     listener.route((route,), {route.upstream: upstream}, warm=False)
