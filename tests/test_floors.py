@@ -43,7 +43,7 @@ LONGER = {
     "proxy/process/program.py": 500,
     "proxy/process/supervisor.py": 470,
     "routing/region.py": 430,
-    "proxy/process/worker.py": 500,
+    "proxy/process/worker.py": 510,
     # A table of scenarios.
     "loadtests/wan/scenarios.py": 450,
 }

@@ -40,7 +40,7 @@ from .inheritance import INSTANCE
 from .rehearsal import rehearse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from proxy.config import ConfigDiff, ListenerSection
@@ -210,28 +210,33 @@ class Worker:
         self.turn.begin()
         try:
             for upstream in self._every_upstream():
-                upstream.tick(now)
+                self._guarded(upstream, upstream.tick, now)
             if now >= self._next_measure:
                 self._next_measure = now + MEASURE_S
                 for upstream in self._every_upstream():
-                    upstream.measure(now)
+                    self._guarded(upstream, upstream.measure, now)
                 for listener in self._every_listener():
-                    listener.tick()
+                    self._guarded(listener, listener.tick)
                 if self.leaving_listeners or self.leaving_upstreams:
-                    self._let_go()
+                    self._guarded(self, self._let_go)
             if now >= self._next_certificates:
                 self._next_certificates = now + CERTIFICATES_S
-                self._reload_certificates()
+                for name, context in self.contexts.items():
+                    self._guarded(context, self._reload_certificates, "listener", name, context.reload_if_changed)
+                for name, upstream in self.upstreams.items():
+                    self._guarded(upstream, self._reload_certificates, "upstream", name, upstream.reload_certificates)
         finally:
             self.turn.end()
 
-    def _reload_certificates(self) -> None:
-        for name, context in self.contexts.items():
-            self._report_certificates("listener", name, context.reload_if_changed())
-        for name, upstream in self.upstreams.items():
-            self._report_certificates("upstream", name, upstream.reload_certificates())
+    def _guarded(self, part: object, do: Callable[..., object], *given: object) -> None:
+        """What our code does wrong with one part is reported; the others are seen to all the same."""
+        try:
+            do(*given)
+        except Exception as error:
+            self.turn.report(part, error)
 
-    def _report_certificates(self, what: str, name: str, problem: str | None) -> None:
+    def _reload_certificates(self, what: str, name: str, reload: Callable[[], str | None]) -> None:
+        problem = reload()
         if problem:
             self.log.error("certificates_refused", **{what: name}, reason=problem, kept="the ones in use")
 
@@ -317,11 +322,13 @@ class Worker:
         }
 
     def _close_listener(self, listener: AnyListener) -> None:
-        listener.stop_accepting()
-        self.turn.begin()
-        listener.drain()
-        self.turn.end()
         self.leaving_listeners.append(listener)
+        self._guarded(listener, listener.stop_accepting)
+        self.turn.begin()
+        try:
+            self._guarded(listener, listener.drain)
+        finally:
+            self.turn.end()
 
     def _let_go(self) -> None:
         """What has nothing left to do ends; what it counted stays counted."""
@@ -353,30 +360,41 @@ class Worker:
         self.stopping = True
         self.ready.clear()
         for listener in self.listeners.values():
-            listener.stop_accepting()
+            self._guarded(listener, listener.stop_accepting)
         self.turn.begin()
-        for listener in self.listeners.values():
-            listener.drain()
-        self.turn.end()
+        try:
+            for listener in self.listeners.values():
+                self._guarded(listener, listener.drain)
+        finally:
+            self.turn.end()
         left = 0
         try:
             async with asyncio.timeout(deadline_s):
                 await asyncio.gather(*(listener.drained.wait() for listener in self._every_listener()))
         except TimeoutError:
-            left = sum(listener.abort() for listener in self._every_listener())
+            left = sum(self._cut(listener) for listener in self._every_listener())
         return left
+
+    def _cut(self, listener: AnyListener) -> int:
+        try:
+            return listener.abort()
+        except Exception as error:
+            self.turn.report(listener, error)
+            return 0
 
     async def close(self) -> None:
         """Let go of everything."""
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self.turn.begin()
-        for listener in self._every_listener():
-            listener.stop_accepting()
-            listener.abort()
-        for upstream in self._every_upstream():
-            upstream.close()
-        self.turn.end()
+        try:
+            for listener in self._every_listener():
+                self._guarded(listener, listener.stop_accepting)
+                self._cut(listener)
+            for upstream in self._every_upstream():
+                self._guarded(upstream, upstream.close)
+        finally:
+            self.turn.end()
         await self.background.close()
         await asyncio.sleep(0)
         self.reactor.close()
