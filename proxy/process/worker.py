@@ -1,17 +1,16 @@
-"""One worker: everything that one event loop runs. `server` makes workers; nothing else wires the parts together.
+"""One worker: everything that one event loop runs. It owns its listeners and upstreams, wires the parts together, and
+never reads a file of configuration nor handles a signal (`program`).
 
 A worker holds a snapshot of the config. A reload makes everything of the next one that can fail (certificates and
 authorities read, the log opened, listeners opened), and only then swaps it in, in one go that nothing can interrupt:
 listeners and upstreams live on under their names, and what did not change keeps its connections and warm pools.
 
-What a reload removes ends in its own time: a listener leaves when its last connection has ended, an upstream when no
-listener leads to it any more and its last request has ended. Until then they tick, count, and show themselves.
+What a reload removes ends in its own time (`leaving`). Until then it ticks, counts, and shows itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from proxy.admin import regions
 from proxy.admin.explain import upstream_status
 from proxy.config import Config, diff
 from proxy.downstream.listener import Listener
@@ -31,20 +31,21 @@ from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
 from proxy.net.resolver import Resolver
 from proxy.observe.access_log import AccessLog
-from proxy.observe.metrics import Ledger, Snapshot, export_log
+from proxy.observe.metrics import Snapshot, export_log
 from proxy.upstream.sessions import Sessions
 from proxy.upstream.upstream import UpstreamRuntime
-from tlscache.context import CertificatePair, ServerContext, ServerSettings
 
+from .contexts import server_contexts, worker_count
 from .inheritance import INSTANCE
+from .leaving import Leaving
 from .rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
     from proxy.config import ConfigDiff, ListenerSection
     from routing.model import Upstream
+    from tlscache.context import ServerContext
     from tlscache.ticket_keys import TicketKeys
 
     from .drains import OperatorDrain
@@ -84,14 +85,12 @@ class Worker:
         self.sessions = Sessions.open(config, worker_count(config), log)
         self.listeners: dict[str, AnyListener] = {}
         self.upstreams: dict[str, UpstreamRuntime] = {}
-        self.leaving_listeners: list[AnyListener] = []
-        self.leaving_upstreams: list[UpstreamRuntime] = []
+        self.leaving = Leaving()
         self.contexts = contexts if contexts is not None else server_contexts(config, ticket_keys)
         self.ticket_keys = ticket_keys
         self.ready = asyncio.Event()
         self.stopping = False
         self.started_at = monotonic()
-        self.ledger = Ledger()  # what has left has counted
         self._tick_handle: asyncio.TimerHandle | None = None
         self._next_measure = 0.0
         self._next_certificates = 0.0
@@ -110,7 +109,7 @@ class Worker:
         for drain in drains:
             seconds = None if drain.until is None else max(0.0, drain.until - monotonic())
             with suppress(KeyError):  # the config was changed meanwhile, and has no such region
-                self.drain_region(drain.region, drain.upstream, seconds)
+                regions.drain(self.upstreams.values(), drain.region, drain.upstream, seconds)
         for section in self.config.listeners:
             await self._open_listener(section, sockets[section.name])
         self.loop.call_later(READY_WAIT_S, self._become_ready, "some endpoints could not be reached yet")
@@ -217,8 +216,7 @@ class Worker:
                     self._guarded(upstream, upstream.measure, now)
                 for listener in self._every_listener():
                     self._guarded(listener, listener.tick)
-                if self.leaving_listeners or self.leaving_upstreams:
-                    self._guarded(self, self._let_go)
+                self._guarded(self.leaving, self.leaving.let_go)
             if now >= self._next_certificates:
                 self._next_certificates = now + CERTIFICATES_S
                 for name, context in self.contexts.items():
@@ -292,7 +290,7 @@ class Worker:
     ) -> None:
         """The reload's second half: nothing here can fail, and nothing else runs meanwhile."""
         self.config, self.contexts = config, contexts
-        self.leaving_upstreams += [self.upstreams[name] for name in change.upstreams_removed]
+        self.leaving.upstreams += [self.upstreams[name] for name in change.upstreams_removed]
         self.upstreams = upstreams
         if access_log is not self.access_log:
             before, self.access_log = self.access_log, access_log
@@ -313,7 +311,7 @@ class Worker:
                     listener.adopt(section, config.limits, contexts.get(name))
             listener.route(config.routes(section), upstreams)
         self.sessions.resize(config)
-        self._let_go()
+        self.leaving.let_go()
 
     def _kept_contexts(self, config: Config) -> dict[str, ServerContext]:
         old = {section.name: section.tls for section in self.config.listeners}
@@ -322,7 +320,7 @@ class Worker:
         }
 
     def _close_listener(self, listener: AnyListener) -> None:
-        self.leaving_listeners.append(listener)
+        self.leaving.listeners.append(listener)
         self._guarded(listener, listener.stop_accepting)
         self.turn.begin()
         try:
@@ -330,28 +328,12 @@ class Worker:
         finally:
             self.turn.end()
 
-    def _let_go(self) -> None:
-        """What has nothing left to do ends; what it counted stays counted."""
-        for listener in [one for one in self.leaving_listeners if one.drained.is_set()]:
-            self.leaving_listeners.remove(listener)
-            counted = Snapshot()
-            listener.export(counted)
-            self.ledger.absorb(counted)
-        led_to = [listener.upstreams for listener in self.leaving_listeners]
-        for upstream in list(self.leaving_upstreams):
-            if upstream.idle and not any(upstream in upstreams.values() for upstreams in led_to):
-                self.leaving_upstreams.remove(upstream)
-                upstream.close()
-                counted = Snapshot()
-                upstream.export(counted, monotonic())
-                self.ledger.absorb(counted)
-
     def _every_listener(self) -> Iterator[AnyListener]:
         """Those of the config, and those that leave."""
-        return chain(self.listeners.values(), self.leaving_listeners)
+        return chain(self.listeners.values(), self.leaving.listeners)
 
     def _every_upstream(self) -> Iterator[UpstreamRuntime]:
-        return chain(self.upstreams.values(), self.leaving_upstreams)
+        return chain(self.upstreams.values(), self.leaving.upstreams)
 
     # -- stopping ----------------------------------------------------------------------------------
 
@@ -406,7 +388,7 @@ class Worker:
     async def snapshot(self) -> Snapshot:
         """Everything that `/metrics` shows of this worker."""
         snapshot, bites = Snapshot(), Bites()
-        self.ledger.add_to(snapshot)  # what leaves from here on is counted below
+        self.leaving.ledger.add_to(snapshot)  # what leaves from here on is counted below
         for listener in [*self._every_listener()]:
             listener.export(snapshot)
         for upstream in [*self._every_upstream()]:
@@ -433,76 +415,9 @@ class Worker:
             "upstreams": upstreams,
         }
 
-    def drain_region(self, region: str, upstream: str | None, seconds: float | None) -> list[str]:
-        """An operator moves traffic off a region. Returns the upstreams concerned; KeyError where none has it."""
-        now = monotonic()
-        touched = self._with_region(region, upstream)
-        for one in touched:
-            one.report(one.balancer.drain(region, now, None if seconds is None else now + seconds))
-            for pool in one.pools:
-                if pool.target.region.name == region:
-                    pool.drain()
-        return [one.name for one in touched]
-
-    def undrain_region(self, region: str, upstream: str | None) -> list[str]:
-        """The operator lets traffic back."""
-        now = monotonic()
-        touched = self._with_region(region, upstream)
-        for one in touched:
-            change = one.balancer.undrain(region, now)
-            if change is not None:
-                one.report(change)
-        return [one.name for one in touched]
-
-    def _with_region(self, region: str, upstream: str | None) -> list[UpstreamRuntime]:
-        found = [
-            one
-            for one in self.upstreams.values()
-            if (upstream is None or one.name == upstream) and any(r.name == region for r in one.balancer.regions)
-        ]
-        if not found:
-            known = sorted({r.name for one in self.upstreams.values() for r in one.balancer.regions})
-            raise KeyError(
-                f"no upstream{f' {upstream}' if upstream else ''} has a region {region}; regions: {', '.join(known)}"
-            )
-        return found
-
 
 def _access_log(config: Config, before: AccessLog | None = None) -> AccessLog:
     section = config.access_log
     if section is None:
         return AccessLog("", before=before)
     return AccessLog(str(section.path.path or "-"), section.sample, before)
-
-
-def worker_count(config: Config) -> int:
-    """How many processes serve."""
-    return config.workers if isinstance(config.workers, int) else len(os.sched_getaffinity(0))
-
-
-def server_contexts(
-    config: Config, ticket_keys: TicketKeys, kept: dict[str, ServerContext] | None = None
-) -> dict[str, ServerContext]:
-    """The TLS contexts of listeners that terminate TLS.
-
-    Raises ContextError, which names the file and what is wrong with it.
-    """
-    contexts = dict(kept or {})
-    for section in sorted(config.listeners, key=lambda one: one.name):  # for `TicketKeys.base`
-        if section.tls is None or section.name in contexts:
-            continue
-        settings = ServerSettings(
-            tuple(CertificatePair(str(pair.certificate), str(pair.key)) for pair in section.tls.certificates),
-            _text(section.tls.client_ca),
-            (b"h2", b"http/1.1") if section.protocol == "http" else (),
-            early_data=section.tls.early_data,
-            min_version=section.tls.min_version,
-        )
-        contexts[section.name] = ServerContext(
-            settings, name=section.name, ticket_keys=ticket_keys, replay_register=ticket_keys.replays
-        )
-    return contexts
-
-
-def _text(path: Path | None) -> str | None:
-    return str(path) if path is not None else None
