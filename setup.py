@@ -21,6 +21,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError
 
 HOT_PATH = [
+    "proxy/downstream/base.py",
     "proxy/downstream/listener.py",
     "proxy/exchange/attempt.py",
     "proxy/exchange/exchange.py",
@@ -48,7 +49,9 @@ HOT_PATH = [
     "proxy/http/message.py",
     "proxy/http/semantics.py",
     "proxy/l4/flow.py",
+    "proxy/l4/listener.py",
     "proxy/l4/pipe.py",
+    "proxy/l4/race.py",
     "proxy/l4/relay.py",
     "proxy/l4/tunnel.py",
     "proxy/loop/reactor.py",

@@ -39,7 +39,6 @@ LONGER = {
     "proxy/downstream/listener.py": 800,
     "proxy/upstream/pool.py": 800,
     "proxy/http/connection.py": 570,
-    "proxy/l4/tunnel.py": 600,
     "routing/region.py": 430,
     "proxy/process/worker.py": 430,
     # A table of scenarios.

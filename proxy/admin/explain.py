@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.downstream.listener import Listener
-    from proxy.l4.tunnel import TunnelListener
+    from proxy.l4.listener import TunnelListener
     from proxy.loop.bites import Bites
     from proxy.observe.metrics import PoolCounters
     from proxy.upstream.pool import Pool

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from proxy.downstream.listener import Listener
-    from proxy.l4.tunnel import TunnelListener
+    from proxy.l4.listener import TunnelListener
     from proxy.observe.access_log import AccessLog
     from proxy.observe.metrics import Snapshot
     from proxy.upstream.upstream import UpstreamRuntime

@@ -13,7 +13,7 @@ from proxy.observe.metrics import Ledger, Snapshot
 
 if TYPE_CHECKING:
     from proxy.downstream.listener import Listener
-    from proxy.l4.tunnel import TunnelListener
+    from proxy.l4.listener import TunnelListener
     from proxy.upstream.upstream import UpstreamRuntime
 
 

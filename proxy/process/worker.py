@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING, Any, Final
 from proxy.admin import regions
 from proxy.admin.explain import upstream_status
 from proxy.config import Config, diff
+from proxy.downstream.base import ListenerSettings
 from proxy.downstream.listener import Listener
 from proxy.http.h1 import H1Limits
-from proxy.l4.tunnel import TunnelListener
-from proxy.loop.background import Background
+from proxy.l4.listener import TunnelListener
 from proxy.loop.bites import Bites
-from proxy.loop.reactor import Reactor
-from proxy.loop.timers import Timers
-from proxy.loop.turn import Turn
+from proxy.loop.loop import Loop
 from proxy.net.resolver import Resolver
 from proxy.observe.access_log import AccessLog
 from proxy.observe.metrics import Snapshot, export_log
@@ -75,11 +73,9 @@ class Worker:
         self.config = config
         self.log = log
         self.index = index
-        self.loop = asyncio.get_running_loop()
-        self.turn = Turn(self.loop)
-        self.timers = Timers(self.loop, self.turn)
-        self.reactor = Reactor(self.loop, self.turn)
-        self.background = Background(self._task_failed)
+        self.loop = Loop(self._task_failed)
+        self.turn, self.timers, self.reactor = self.loop.turn, self.loop.timers, self.loop.reactor
+        self.background = self.loop.background
         self.resolver = Resolver(self.background)
         self.access_log = _access_log(config)
         self.sessions = Sessions.open(config, worker_count(config), log)
@@ -101,7 +97,7 @@ class Worker:
         """Dial warm pools, begin to accept, what operators have drained being so. Returns once accepting; `ready` is
         set when the pools are warm (or have had their time).
         """
-        self.access_log.start(self.loop, self.log)
+        self.access_log.start(self.loop.events, self.log)
         for name in self.config.upstreams:
             self.upstreams[name] = self._new_upstream(self.config, name)
         await self._prefetch_sessions(self.upstreams.values())
@@ -112,7 +108,7 @@ class Worker:
                 regions.drain(self.upstreams.values(), drain.region, drain.upstream, seconds)
         for section in self.config.listeners:
             await self._open_listener(section, sockets[section.name])
-        self.loop.call_later(READY_WAIT_S, self._become_ready, "some endpoints could not be reached yet")
+        self.loop.events.call_later(READY_WAIT_S, self._become_ready, "some endpoints could not be reached yet")
         self.on_warm()
         self._tick()
 
@@ -154,16 +150,17 @@ class Worker:
     async def _open(self, listener: AnyListener, sock: socket.socket) -> None:
         """Begin to accept. OSError where the socket can't."""
         if isinstance(listener, Listener):
-            listener.servers.append(await self.loop.create_server(listener.accept, sock=sock, backlog=BACKLOG))
+            listener.servers.append(await self.loop.events.create_server(listener.accept, sock=sock, backlog=BACKLOG))
         else:
-            listener.open(sock)
+            await listener.open(sock)
 
     def _new_listener(
         self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext]
     ) -> AnyListener:
         if section.protocol == "http":
             return self._new_http_listener(config, section, contexts)
-        return TunnelListener(section, config.limits, contexts.get(section.name), self)
+        settings = ListenerSettings.of(config, section, contexts, INSTANCE)
+        return TunnelListener(section.name, settings, loop=self.loop, log=self.log, access_log=self.access_log)
 
     def _new_http_listener(
         self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext]
@@ -205,7 +202,7 @@ class Worker:
 
     def _tick(self) -> None:
         now = monotonic()
-        self._tick_handle = self.loop.call_later(TICK_S, self._tick)
+        self._tick_handle = self.loop.events.call_later(TICK_S, self._tick)
         self.turn.begin()
         try:
             for upstream in self._every_upstream():
@@ -255,7 +252,7 @@ class Worker:
         access_log = self.access_log
         if "access_log" in change.other:
             access_log = _access_log(config, self.access_log)
-            access_log.start(self.loop, self.log)
+            access_log.start(self.loop.events, self.log)
         opened: dict[str, AnyListener] = {}
         try:
             await self._prefetch_sessions(added.values())
@@ -308,7 +305,7 @@ class Worker:
                 if isinstance(listener, Listener):
                     listener.adopt(self._new_http_listener(config, section, contexts))
                 else:
-                    listener.adopt(section, config.limits, contexts.get(name))
+                    listener.adopt(ListenerSettings.of(config, section, contexts, INSTANCE))
             listener.route(config.routes(section), upstreams)
         self.sessions.resize(config)
         self.leaving.let_go()
