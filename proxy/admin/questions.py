@@ -65,7 +65,7 @@ async def _answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
         case "status":
             return await worker.status()
         case "explain":
-            return explain(question["url"], question.get("method", "GET"), worker.listeners.values(), monotonic())
+            return explain(question["url"], question.get("method", "GET"), worker.leads(), monotonic())
         case "drain":
             return {"drained": worker.drain_region(question["region"], question.get("upstream"), question.get("for_s"))}
         case "undrain":

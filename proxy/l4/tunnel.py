@@ -421,7 +421,7 @@ class TunnelListener:
         self.worker = worker
         self.adopt(section, limits, tls)
         self.access_log: AccessLog = worker.access_log
-        self.table = RouteTable(())
+        self.table: RouteTable[Route] = RouteTable(())
         self.upstreams: dict[str, UpstreamRuntime] = {}
         self.tunnels: set[Tunnel] = set()
         self.draining = False

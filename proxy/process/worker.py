@@ -17,11 +17,12 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from proxy.admin.explain import upstream_status
 from proxy.config import Config, diff
 from proxy.downstream.listener import Listener
+from proxy.exchange.exchange import Exchanges
 from proxy.http.h1 import H1Limits
 from proxy.l4.tunnel import TunnelListener
 from proxy.loop.background import Background
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.config import ConfigDiff, ListenerSection
+    from proxy.exchange.service import Service
     from routing.model import Upstream
     from tlscache.ticket_keys import TicketKeys
 
@@ -58,6 +60,11 @@ READY_WAIT_S: Final = 10.0
 BACKLOG: Final = 4096
 
 AnyListener = Listener | TunnelListener
+
+
+def leads_of(listener: AnyListener) -> Service | TunnelListener:
+    """Where a listener's clients go: who holds its routes, their upstreams and the access log."""
+    return cast("Service", listener.service) if isinstance(listener, Listener) else listener
 
 
 class Worker:
@@ -125,9 +132,10 @@ class Worker:
                 region = replace(model.regions[0], endpoints=model.regions[0].endpoints[:1], standby=False)
                 upstream = self._new_upstream(self.config, route.upstream, replace(model, regions=(region,)))
                 listener = self._new_http_listener(self.config, section, self.contexts)
-                listener.access_log = AccessLog("")
+                service = cast("Service", listener.service)
+                service.access_log = AccessLog("")
                 listener.tls, listener.proxy_protocol = None, False  # requests alone are rehearsed
-                rehearse(listener, upstream, route)
+                rehearse(listener, service, upstream, route)
                 return
 
     def _new_upstream(self, config: Config, name: str, model: Upstream | None = None) -> UpstreamRuntime:
@@ -149,7 +157,7 @@ class Worker:
 
     async def _open_listener(self, section: ListenerSection, sock: socket.socket) -> None:
         listener = self.listeners[section.name] = self._new_listener(self.config, section, self.contexts)
-        listener.route(self.config.routes(section), self.upstreams)
+        leads_of(listener).route(self.config.routes(section), self.upstreams)
         await self._open(listener, sock)
 
     async def _open(self, listener: AnyListener, sock: socket.socket) -> None:
@@ -170,11 +178,13 @@ class Worker:
         self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext]
     ) -> Listener:
         limits = config.limits
+        service = Exchanges(section.name, self.timers, self.access_log)
         return Listener(
             section.name,
             turn=self.turn,
             timers=self.timers,
-            access_log=self.access_log,
+            service=service,
+            counters=service.counters,
             log=self.log,
             limits=H1Limits(header_bytes=limits.header_bytes, headers=limits.headers, body_bytes=limits.body_bytes),
             header_timeout=limits.header_timeout,
@@ -259,8 +269,9 @@ class Worker:
             for name in (*change.listeners_added, *change.listeners_rebound):
                 section = config.listener(name)
                 fresh = opened[name] = self._new_listener(config, section, contexts)
-                fresh.access_log = access_log
-                fresh.route(config.routes(section), upstreams, warm=False)
+                leads = leads_of(fresh)
+                leads.access_log = access_log
+                leads.route(config.routes(section), upstreams, warm=False)
                 await self._open(fresh, sockets[name])
         except BaseException:
             for fresh in opened.values():
@@ -292,7 +303,7 @@ class Worker:
         if access_log is not self.access_log:
             before, self.access_log = self.access_log, access_log
             for listener in self._every_listener():
-                listener.access_log = access_log
+                leads_of(listener).access_log = access_log
             before.retire()
         for name in (*change.listeners_removed, *change.listeners_rebound):
             self._close_listener(self.listeners.pop(name))
@@ -306,7 +317,7 @@ class Worker:
                     listener.adopt(self._new_http_listener(config, section, contexts))
                 else:
                     listener.adopt(section, config.limits, contexts.get(name))
-            listener.route(config.routes(section), upstreams)
+            leads_of(listener).route(config.routes(section), upstreams)
         self.sessions.resize(config)
         self._let_go()
 
@@ -330,7 +341,7 @@ class Worker:
             counted = Snapshot()
             listener.export(counted)
             self.ledger.absorb(counted)
-        led_to = [listener.upstreams for listener in self.leaving_listeners]
+        led_to = [leads_of(listener).upstreams for listener in self.leaving_listeners]
         for upstream in list(self.leaving_upstreams):
             if upstream.idle and not any(upstream in upstreams.values() for upstreams in led_to):
                 self.leaving_upstreams.remove(upstream)
@@ -414,6 +425,10 @@ class Worker:
             "listeners": [listener.status() for listener in self._every_listener()],
             "upstreams": upstreams,
         }
+
+    def leads(self) -> list[Service | TunnelListener]:
+        """Where the clients of each listener go."""
+        return [leads_of(listener) for listener in self.listeners.values()]
 
     def drain_region(self, region: str, upstream: str | None, seconds: float | None) -> list[str]:
         """An operator moves traffic off a region. Returns the upstreams concerned; KeyError where none has it."""
