@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
 
-    from proxy.downstream.listener import Listener
+    from proxy.exchange.service import Service
     from proxy.l4.listener import TunnelListener
     from proxy.observe.access_log import AccessLog
     from proxy.observe.metrics import Snapshot
@@ -62,9 +62,8 @@ class DataPlane(Protocol):
     def access_log(self) -> AccessLog:
         """Where requests are logged."""
 
-    @property
-    def listeners(self) -> Mapping[str, Listener | TunnelListener]:
-        """Those of the config in use."""
+    def leads(self) -> list[Service | TunnelListener]:
+        """Where the clients of each listener go."""
 
     @property
     def upstreams(self) -> Mapping[str, UpstreamRuntime]:
@@ -97,7 +96,7 @@ async def _answer(worker: DataPlane, question: dict[str, Any]) -> dict[str, Any]
         case "status":
             return await worker.status()
         case "explain":
-            return explain(question["url"], question.get("method", "GET"), worker.listeners.values(), monotonic())
+            return explain(question["url"], question.get("method", "GET"), worker.leads(), monotonic())
         case "drain":
             every, region, upstream = worker.upstreams.values(), question["region"], question.get("upstream")
             return {"drained": regions.drain(every, region, upstream, question.get("for_s"))}

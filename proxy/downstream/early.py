@@ -13,9 +13,9 @@ from proxy.http.stream import StreamHandler
 
 if TYPE_CHECKING:
     from proxy.errors import ProxyError
-    from proxy.exchange.exchange import Exchange
     from proxy.http.connection import ConnectionStream
     from proxy.http.message import Fields, RequestHead, ResponseHead
+    from proxy.http.stream import RequestHandler
 
 
 class HeldRequest(StreamHandler):
@@ -23,7 +23,7 @@ class HeldRequest(StreamHandler):
 
     __slots__ = ("_chunks", "_end", "_exchange", "_head", "_stream", "_trailers")
 
-    def __init__(self, exchange: Exchange, stream: ConnectionStream, head: RequestHead, end: bool) -> None:
+    def __init__(self, exchange: RequestHandler, stream: ConnectionStream, head: RequestHead, end: bool) -> None:
         self._exchange = exchange
         self._stream = stream
         self._head = head

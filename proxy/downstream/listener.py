@@ -1,7 +1,7 @@
 """A listening socket for HTTP, and the client connections that it accepts.
 
 A connection begins with what the listener asks for, in this order: a PROXY header, a TLS handshake, then the HTTP
-version (ALPN, or the HTTP/2 preface). Then each request becomes an `Exchange`.
+version (ALPN, or the HTTP/2 preface). Then each request goes to the listener's `RequestService`.
 
     PRELUDE ──> OPEN ──> LINGERING ──> closed
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from email.utils import formatdate
 from enum import Enum
 from ipaddress import ip_address
 from time import monotonic
@@ -24,16 +23,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 
 from proxy.errors import Kind, ProxyError
-from proxy.exchange.exchange import Exchange
-from proxy.exchange.forward import Hop
-from proxy.http.connection import BULK_BYTES, WRITE_HIGH_WATER, Connection, ConnectionStream, socket_of
+from proxy.http.connection import BULK_BYTES, WRITE_HIGH_WATER, ConnectionStream, socket_of
 from proxy.http.h1 import H1Limits, H1ServerCodec
 from proxy.http.h2 import H2Limits, H2ServerCodec
 from proxy.http.message import HeadersReceived, HeadRefused, RequestHead, ResponseHead
+from proxy.http.serving import Downstream, Hop
+from proxy.http.stream import RequestHandler
 from proxy.net.address import unmapped
-from proxy.observe.access_line import access_line
-from proxy.observe.metrics import ListenerCounters
-from routing.table import RouteTable
 from tlscache.early_data import may_travel_early
 from tlscache.engine import State as TLSState
 from tlscache.engine import TLSEngine
@@ -42,17 +38,13 @@ from .early import HeldRequest
 from .proxy_protocol import NotProxyProtocol, ProxyProtocolReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from ipaddress import IPv4Network, IPv6Network
 
+    from proxy.http.serving import RequestService
     from proxy.http.stream import Codec
     from proxy.loop.timers import Timed, Timers
     from proxy.loop.turn import Turn
-    from proxy.observe.access_log import AccessLog
-    from proxy.observe.metrics import Snapshot
-    from proxy.upstream.upstream import UpstreamRuntime
-    from routing.hedge import Budget
-    from routing.model import Route
+    from proxy.observe.metrics import ListenerCounters, Snapshot
     from tlscache.context import ServerContext
 
 IDLE_S: Final = 300.0
@@ -87,21 +79,18 @@ _TLS_OPEN: Final = TLSState.OPEN
 _TLS_CLOSED: Final = TLSState.CLOSED
 
 
-class ServerConnection(Connection):
+class ServerConnection(Downstream):
     """The downstream role."""
 
     __slots__ = (
-        "client",
         "draining",
         "early",
         "flight",
         "half_closed",
         "head_since",
-        "hop",
         "idle_since",
         "lingered",
         "listener",
-        "log_start",
         "peer_port",
         "prelude",
         "probes",
@@ -110,15 +99,13 @@ class ServerConnection(Connection):
         "timer_bucket",
     )
 
-    hop: Hop
-
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener.turn)
         self.listener = listener
         self.state = _PRELUDE
         self.timer_bucket: set[Timed] | None = None
         self.client = ""
-        self.early: list[HeldRequest | Exchange] | None = None  # 0-RTT is served: who waits for the handshake's end
+        self.early: list[HeldRequest | RequestHandler] | None = None  # 0-RTT is served: who waits for the end
         self.draining = False  # it was idle when the drain began
         self.log_start = b""
         self.idle_since = 0.0
@@ -322,18 +309,18 @@ class ServerConnection(Connection):
             self._open(self.listener.codec_for(b"h2" if data.startswith(H2_PREFACE) else b""))
             self._receive(data)
 
-    def _confirm(self, waiting: list[HeldRequest | Exchange]) -> None:
+    def _confirm(self, waiting: list[HeldRequest | RequestHandler]) -> None:
         """The handshake of a client that sent 0-RTT is complete: it is no replay."""
         self.early = None
         self.touch()  # session tickets, and a close that had to wait
         for one in waiting:
             one.on_confirmed()
 
-    def unconfirmed(self, exchange: Exchange) -> bool:
-        """Whether the client's handshake is still under way; `exchange.on_confirmed` is called when it is done."""
+    def unconfirmed(self, handler: RequestHandler) -> bool:
+        """Whether the client's handshake is still under way; `handler.on_confirmed` is called when it is done."""
         if self.early is None:
             return False
-        self.early.append(exchange)
+        self.early.append(handler)
         return True
 
     def _drive_tls(self, engine: TLSEngine) -> None:
@@ -399,10 +386,9 @@ class ServerConnection(Connection):
 
     def on_request(self, event: HeadersReceived | HeadRefused) -> None:
         """A request's head arrived, or one that can't be accepted."""
-        listener = self.listener
-        exchange = listener.new_exchange(listener, self)
-        stream = ConnectionStream(self, event.stream_id, exchange)
-        exchange.stream = stream
+        stream = ConnectionStream(self, event.stream_id, None)
+        exchange = self.listener.service.new_exchange(self, stream)
+        stream.handler = exchange
         self.streams[event.stream_id] = stream
         if isinstance(event, HeadersReceived):
             if event.end:
@@ -415,18 +401,15 @@ class ServerConnection(Connection):
                     return
             exchange.on_headers(head, event.end)
         else:
-            exchange.head = event.head or RequestHead(b"-", b"-", b"", [], {})
-            exchange.hop_trusted = False
-            listener.counters.in_flight += 1
-            exchange.refuse(event.error)
+            exchange.refuse_head(event.head or RequestHead(b"-", b"-", b"", [], {}), event.error)
 
     def _take_early(
         self,
-        exchange: Exchange,
+        exchange: RequestHandler,
         stream: ConnectionStream,
         head: RequestHead,
         end: bool,
-        waiting: list[HeldRequest | Exchange],
+        waiting: list[HeldRequest | RequestHandler],
     ) -> None:
         """A request in 0-RTT data: a safe one goes on, saying so; others wait for the handshake, or are refused."""
         upgrade, expect = len(head.upgrade) > 0, head.expect_continue
@@ -436,11 +419,8 @@ class ServerConnection(Connection):
         elif len(waiting) < HELD_MAX:
             waiting.append(HeldRequest(exchange, stream, head, end))
         else:
-            exchange.head = head
-            exchange.hop_trusted = False
-            self.listener.counters.in_flight += 1
             text = f"more than {HELD_MAX} requests that have to wait for the TLS handshake"
-            exchange.refuse(ProxyError(Kind.TOO_EARLY, text))
+            exchange.refuse_head(head, ProxyError(Kind.TOO_EARLY, text))
 
     def stream_done(self, stream: ConnectionStream) -> None:
         """A request was answered."""
@@ -516,12 +496,7 @@ class ServerConnection(Connection):
         """
         stream = next(iter(self.streams.values()))
         handler = stream.handler
-        if (
-            isinstance(handler, Exchange)
-            and not handler.status
-            and not self.codec.multiplexed
-            and handler.head.version == b"1.1"
-        ):
+        if not self.codec.multiplexed and isinstance(handler, RequestHandler) and handler.takes_interim():
             if self._reset_unseen():
                 self.fail_streams(ProxyError(Kind.CLIENT_LEFT, "the client left"))
                 self.abort()
@@ -607,7 +582,7 @@ _OVERLOADED: Final = (
 
 
 class Listener:
-    """One HTTP listener of one worker: its routes, its connections, and what it counts."""
+    """One HTTP listener of one worker: its connections, and what it counts. What becomes of requests is `service`'s."""
 
     def __init__(
         self,
@@ -615,7 +590,6 @@ class Listener:
         *,
         turn: Turn,
         timers: Timers,
-        access_log: AccessLog,
         log: Any,
         limits: H1Limits,
         header_timeout: float,
@@ -625,12 +599,12 @@ class Listener:
         trusted: tuple[IPv4Network | IPv6Network, ...] = (),
         via_name: bytes = b"onetrip",
         instance: bytes = b"0",
-        new_exchange: Callable[[Listener, ServerConnection], Any] = Exchange,
+        service: RequestService,
+        counters: ListenerCounters,
     ) -> None:
         self.name = name
         self.turn = turn
         self.timers = timers
-        self.access_log = access_log
         self.log = log
         self.limits = limits
         self.header_timeout = header_timeout
@@ -640,33 +614,16 @@ class Listener:
         self.trusted = trusted
         self.via_name = via_name
         self.instance = instance
-        self.new_exchange = new_exchange  # who handles a request: an Exchange, or the admin's own
-        self.counters = ListenerCounters()
+        self.service = service  # who answers
+        self.counters = counters
         self.connections: set[ServerConnection] = set()
-        self.table: RouteTable = RouteTable(())
-        self.upstreams: dict[str, UpstreamRuntime] = {}
-        self.budgets: dict[int, Budget] = {}
-        self._routes: tuple[Route, ...] = ()
         self.servers: list[asyncio.Server] = []
         self.stopping = False
         self.draining = False
         self.drained = asyncio.Event()
-        self._date = (0, b"")
-        self._log_time = (0, "")
 
     def __repr__(self) -> str:
         return f"<Listener {self.name}: {len(self.connections)} connections>"
-
-    def route(self, routes: tuple[Route, ...], upstreams: dict[str, UpstreamRuntime], *, warm: bool = True) -> None:
-        """Swap in a new configuration's routes; requests under way keep theirs. `warm`: open the upstreams' pools."""
-        now = self.turn.now
-        self.table = RouteTable(routes)
-        self.upstreams = upstreams
-        self.budgets = {id(r): upstreams[r.upstream].balancer.budget(r.hedge, r.retry, now) for r in routes}
-        self._routes = routes  # keeps the ids valid
-        if warm:
-            for name in {route.upstream for route in routes}:
-                upstreams[name].open_pools()
 
     def codec_for(self, alpn: bytes) -> Codec:
         """The codec that ALPN, or the first bytes, asked for."""
@@ -695,22 +652,8 @@ class Listener:
         ip = ip_address(address.partition("%")[0])
         return any(ip in network for network in self.trusted)
 
-    def no_route(self, head: RequestHead) -> ProxyError:
-        """The 404's text."""
-        host, path = head.authority.decode("latin-1"), head.target.decode("latin-1")
-        method = head.method.decode("latin-1")
-        return ProxyError(Kind.NO_ROUTE, f"no route of listener {self.name} matches {method} {host}{path[:200]}")
-
-    def date(self) -> bytes:
-        """The `date` field's value (RFC 9110 section 6.6.1), made once a second."""
-        now = int(monotonic())
-        if now != self._date[0]:
-            self._date = (now, formatdate(usegmt=True).encode())
-        return self._date[1]
-
     def adopt(self, fresh: Listener) -> None:
         """A reload changed this listener's settings: new requests and connections follow them."""
-        self.access_log = fresh.access_log
         self.limits = fresh.limits
         self.header_timeout = fresh.header_timeout
         self.connection_limit = fresh.connection_limit
@@ -718,20 +661,6 @@ class Listener:
         self.proxy_protocol = fresh.proxy_protocol
         self.trusted = fresh.trusted
         self.instance = fresh.instance
-
-    # -- the record of a request -------------------------------------------------------------------
-
-    def record(self, exchange: Exchange, now: float) -> None:
-        """A request ended: count and log it."""
-        counters = self.counters
-        counters.in_flight -= 1
-        codes = counters.codes
-        status = exchange.status
-        codes[status] = codes.get(status, 0) + 1
-        counters.duration.observe(now - exchange.started)
-        log = self.access_log
-        if log.enabled:
-            log.add(access_line(exchange, now), exchange.error is not None)
 
     # -- connections -------------------------------------------------------------------------------
 

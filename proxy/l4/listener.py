@@ -36,7 +36,7 @@ class TunnelListener(TunnelOwner):
         super().__init__(name, settings, turn=loop.turn, timers=loop.timers, log=log, counters=ListenerCounters())
         self.reactor = loop.reactor
         self.access_log = access_log
-        self.table = RouteTable(())
+        self.table: RouteTable[Route] = RouteTable(())
         self.upstreams: dict[str, UpstreamRuntime] = {}
         self.failed = 0
         self.bytes_up = self.bytes_down = 0

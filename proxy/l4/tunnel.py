@@ -62,7 +62,7 @@ class TunnelOwner(BaseListener["Tunnel"]):
     """A listener, as its tunnels see it."""
 
     reactor: Reactor
-    table: RouteTable
+    table: RouteTable[Route]
     upstreams: dict[str, UpstreamRuntime]
 
     def done(self, tunnel: Tunnel, reason: str) -> None:

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 
 from proxy.observe.metrics import Ledger, Snapshot
 
+from .listeners import leads_of
+
 if TYPE_CHECKING:
-    from proxy.downstream.listener import Listener
-    from proxy.l4.listener import TunnelListener
     from proxy.upstream.upstream import UpstreamRuntime
+
+    from .listeners import AnyListener
 
 
 class Leaving:
     """Of one worker."""
 
     def __init__(self) -> None:
-        self.listeners: list[Listener | TunnelListener] = []
+        self.listeners: list[AnyListener] = []
         self.upstreams: list[UpstreamRuntime] = []
         self.ledger = Ledger()
 
@@ -35,7 +37,7 @@ class Leaving:
             counted = Snapshot()
             listener.export(counted)
             self.ledger.absorb(counted)
-        led_to = [listener.upstreams for listener in self.listeners]
+        led_to = [leads_of(listener).upstreams for listener in self.listeners]
         for upstream in list(self.upstreams):
             if upstream.idle and not any(upstream in upstreams.values() for upstreams in led_to):
                 self.upstreams.remove(upstream)

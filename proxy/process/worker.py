@@ -16,13 +16,14 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from proxy.admin import regions
 from proxy.admin.explain import upstream_status
 from proxy.config import Config, diff
 from proxy.downstream.base import ListenerSettings
 from proxy.downstream.listener import Listener
+from proxy.exchange.exchange import Exchanges
 from proxy.http.h1 import H1Limits
 from proxy.l4.listener import TunnelListener
 from proxy.loop.bites import Bites
@@ -36,12 +37,14 @@ from proxy.upstream.upstream import UpstreamRuntime
 from .contexts import server_contexts, worker_count
 from .inheritance import INSTANCE
 from .leaving import Leaving
+from .listeners import AnyListener, leads_of
 from .rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from proxy.config import ConfigDiff, ListenerSection
+    from proxy.exchange.service import Service
     from routing.model import Upstream
     from tlscache.context import ServerContext
     from tlscache.ticket_keys import TicketKeys
@@ -55,8 +58,6 @@ READY_WAIT_S: Final = 10.0
 """Readiness waits at most this long for warm pools: a region that is down must not keep the others from being served.
 """
 BACKLOG: Final = 4096
-
-AnyListener = Listener | TunnelListener
 
 
 class Worker:
@@ -120,9 +121,10 @@ class Worker:
                 region = replace(model.regions[0], endpoints=model.regions[0].endpoints[:1], standby=False)
                 upstream = self._new_upstream(self.config, route.upstream, replace(model, regions=(region,)))
                 listener = self._new_http_listener(self.config, section, self.contexts)
-                listener.access_log = AccessLog("")
+                service = cast("Service", listener.service)
+                service.access_log = AccessLog("")
                 listener.tls, listener.proxy_protocol = None, False  # requests alone are rehearsed
-                rehearse(listener, upstream, route)
+                rehearse(listener, service, upstream, route)
                 return
 
     def _new_upstream(self, config: Config, name: str, model: Upstream | None = None) -> UpstreamRuntime:
@@ -144,7 +146,7 @@ class Worker:
 
     async def _open_listener(self, section: ListenerSection, sock: socket.socket) -> None:
         listener = self.listeners[section.name] = self._new_listener(self.config, section, self.contexts)
-        listener.route(self.config.routes(section), self.upstreams)
+        leads_of(listener).route(self.config.routes(section), self.upstreams)
         await self._open(listener, sock)
 
     async def _open(self, listener: AnyListener, sock: socket.socket) -> None:
@@ -166,11 +168,13 @@ class Worker:
         self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext]
     ) -> Listener:
         limits = config.limits
+        service = Exchanges(section.name, self.timers, self.access_log)
         return Listener(
             section.name,
             turn=self.turn,
             timers=self.timers,
-            access_log=self.access_log,
+            service=service,
+            counters=service.counters,
             log=self.log,
             limits=H1Limits(header_bytes=limits.header_bytes, headers=limits.headers, body_bytes=limits.body_bytes),
             header_timeout=limits.header_timeout,
@@ -259,8 +263,9 @@ class Worker:
             for name in (*change.listeners_added, *change.listeners_rebound):
                 section = config.listener(name)
                 fresh = opened[name] = self._new_listener(config, section, contexts)
-                fresh.access_log = access_log
-                fresh.route(config.routes(section), upstreams, warm=False)
+                leads = leads_of(fresh)
+                leads.access_log = access_log
+                leads.route(config.routes(section), upstreams, warm=False)
                 await self._open(fresh, sockets[name])
         except BaseException:
             for fresh in opened.values():
@@ -292,7 +297,7 @@ class Worker:
         if access_log is not self.access_log:
             before, self.access_log = self.access_log, access_log
             for listener in self._every_listener():
-                listener.access_log = access_log
+                leads_of(listener).access_log = access_log
             before.retire()
         for name in (*change.listeners_removed, *change.listeners_rebound):
             self._close_listener(self.listeners.pop(name))
@@ -306,7 +311,7 @@ class Worker:
                     listener.adopt(self._new_http_listener(config, section, contexts))
                 else:
                     listener.adopt(ListenerSettings.of(config, section, contexts, INSTANCE))
-            listener.route(config.routes(section), upstreams)
+            leads_of(listener).route(config.routes(section), upstreams)
         self.sessions.resize(config)
         self.leaving.let_go()
 
@@ -411,6 +416,10 @@ class Worker:
             "listeners": [listener.status() for listener in self._every_listener()],
             "upstreams": upstreams,
         }
+
+    def leads(self) -> list[Service | TunnelListener]:
+        """Where the clients of each listener go."""
+        return [leads_of(listener) for listener in self.listeners.values()]
 
 
 def _access_log(config: Config, before: AccessLog | None = None) -> AccessLog:
