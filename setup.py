@@ -22,7 +22,11 @@ from setuptools.errors import CCompilerError
 
 HOT_PATH = [
     "proxy/downstream/base.py",
+    "proxy/downstream/connection.py",
+    "proxy/downstream/early.py",
     "proxy/downstream/listener.py",
+    "proxy/downstream/prelude.py",
+    "proxy/downstream/presence.py",
     "proxy/exchange/attempt.py",
     "proxy/exchange/exchange.py",
     "proxy/exchange/forward.py",

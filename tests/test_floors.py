@@ -36,11 +36,9 @@ LONGER = {
     # A state machine each, whose rules stand on top: to cut one in two would hide what depends on what.
     "proxy/upstream/connection.py": 580,
     "proxy/exchange/exchange.py": 960,
-    "proxy/downstream/listener.py": 800,
     "proxy/upstream/pool.py": 800,
     "proxy/http/connection.py": 570,
     "routing/region.py": 430,
-    "proxy/process/worker.py": 440,
     # A table of scenarios.
     "loadtests/wan/scenarios.py": 450,
 }

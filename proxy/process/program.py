@@ -227,8 +227,7 @@ class Program:
             log=self.log,
             restarts=self.restarts,
         )
-        server = await loop.create_server(self.admin.listener.accept, sock=self.sockets[listening.ADMIN].dup())
-        self.admin.listener.servers.append(server)
+        await self.admin.listener.open(self.sockets[listening.ADMIN].dup())
 
     # -- signals -----------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.downstream.listener import Listener, ServerConnection
+from proxy.downstream.connection import ServerConnection
+from proxy.downstream.listener import Listener
 from proxy.http.compression import huffman
 from proxy.http.h2 import H2Limits, H2ServerCodec
 from proxy.http.message import HeadersReceived, ResponseHead

@@ -21,11 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from proxy.admin import regions
 from proxy.admin.explain import upstream_status
 from proxy.config import Config, diff
-from proxy.downstream.base import ListenerSettings
 from proxy.downstream.listener import Listener
-from proxy.exchange.exchange import Exchanges
-from proxy.http.h1 import H1Limits
-from proxy.l4.listener import TunnelListener
 from proxy.loop.bites import Bites
 from proxy.loop.loop import Loop
 from proxy.net.resolver import Resolver
@@ -35,9 +31,8 @@ from proxy.upstream.sessions import Sessions
 from proxy.upstream.upstream import UpstreamRuntime
 
 from .contexts import server_contexts, worker_count
-from .inheritance import INSTANCE
 from .leaving import Leaving
-from .listeners import AnyListener, leads_of
+from .listeners import leads_of, new_listener, settings_of
 from .rehearsal import rehearse
 
 if TYPE_CHECKING:
@@ -45,11 +40,13 @@ if TYPE_CHECKING:
 
     from proxy.config import ConfigDiff, ListenerSection
     from proxy.exchange.service import Service
+    from proxy.l4.listener import TunnelListener
     from routing.model import Upstream
     from tlscache.context import ServerContext
     from tlscache.ticket_keys import TicketKeys
 
     from .drains import OperatorDrain
+    from .listeners import AnyListener
 
 TICK_S: Final = 0.1
 MEASURE_S: Final = 1.0
@@ -57,7 +54,6 @@ CERTIFICATES_S: Final = 5.0
 READY_WAIT_S: Final = 10.0
 """Readiness waits at most this long for warm pools: a region that is down must not keep the others from being served.
 """
-BACKLOG: Final = 4096
 
 
 class Worker:
@@ -120,11 +116,11 @@ class Worker:
                 model = self.config.routing(route.upstream)
                 region = replace(model.regions[0], endpoints=model.regions[0].endpoints[:1], standby=False)
                 upstream = self._new_upstream(self.config, route.upstream, replace(model, regions=(region,)))
-                listener = self._new_http_listener(self.config, section, self.contexts)
-                service = cast("Service", listener.service)
-                service.access_log = AccessLog("")
-                listener.tls, listener.proxy_protocol = None, False  # requests alone are rehearsed
-                rehearse(listener, service, upstream, route)
+                settings = settings_of(self.config, section, {})
+                settings = replace(settings, proxy_protocol=False)  # requests alone are rehearsed, and without TLS
+                listener = new_listener(section.name, settings, loop=self.loop, log=self.log, access_log=AccessLog(""))
+                assert isinstance(listener, Listener)
+                rehearse(listener, cast("Service", listener.service), upstream, route)
                 return
 
     def _new_upstream(self, config: Config, name: str, model: Upstream | None = None) -> UpstreamRuntime:
@@ -145,45 +141,16 @@ class Worker:
         await self.sessions.prefetch([wanted for upstream in upstreams for wanted in upstream.sessions_wanted()])
 
     async def _open_listener(self, section: ListenerSection, sock: socket.socket) -> None:
-        listener = self.listeners[section.name] = self._new_listener(self.config, section, self.contexts)
+        listener = self._new_listener(self.config, section, self.contexts, self.access_log)
+        self.listeners[section.name] = listener
         leads_of(listener).route(self.config.routes(section), self.upstreams)
-        await self._open(listener, sock)
-
-    async def _open(self, listener: AnyListener, sock: socket.socket) -> None:
-        """Begin to accept. OSError where the socket can't."""
-        if isinstance(listener, Listener):
-            listener.servers.append(await self.loop.events.create_server(listener.accept, sock=sock, backlog=BACKLOG))
-        else:
-            await listener.open(sock)
+        await listener.open(sock)
 
     def _new_listener(
-        self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext]
+        self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext], access_log: AccessLog
     ) -> AnyListener:
-        if section.protocol == "http":
-            return self._new_http_listener(config, section, contexts)
-        settings = ListenerSettings.of(config, section, contexts, INSTANCE)
-        return TunnelListener(section.name, settings, loop=self.loop, log=self.log, access_log=self.access_log)
-
-    def _new_http_listener(
-        self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext]
-    ) -> Listener:
-        limits = config.limits
-        service = Exchanges(section.name, self.timers, self.access_log)
-        return Listener(
-            section.name,
-            turn=self.turn,
-            timers=self.timers,
-            service=service,
-            counters=service.counters,
-            log=self.log,
-            limits=H1Limits(header_bytes=limits.header_bytes, headers=limits.headers, body_bytes=limits.body_bytes),
-            header_timeout=limits.header_timeout,
-            connection_limit=limits.connections,
-            tls=contexts.get(section.name),
-            proxy_protocol=section.proxy_protocol,
-            trusted=section.trusted,
-            instance=(self.config.instance or INSTANCE).encode(),
-        )
+        settings = settings_of(config, section, contexts)
+        return new_listener(section.name, settings, loop=self.loop, log=self.log, access_log=access_log)
 
     def on_warm(self) -> None:
         """A first-round dial ended."""
@@ -262,11 +229,9 @@ class Worker:
             await self._prefetch_sessions(added.values())
             for name in (*change.listeners_added, *change.listeners_rebound):
                 section = config.listener(name)
-                fresh = opened[name] = self._new_listener(config, section, contexts)
-                leads = leads_of(fresh)
-                leads.access_log = access_log
-                leads.route(config.routes(section), upstreams, warm=False)
-                await self._open(fresh, sockets[name])
+                fresh = opened[name] = self._new_listener(config, section, contexts, access_log)
+                leads_of(fresh).route(config.routes(section), upstreams, warm=False)
+                await fresh.open(sockets[name])
         except BaseException:
             for fresh in opened.values():
                 fresh.stop_accepting()
@@ -307,10 +272,7 @@ class Worker:
                 listener = self.listeners[name] = opened[name]
             else:
                 listener = self.listeners[name]
-                if isinstance(listener, Listener):
-                    listener.adopt(self._new_http_listener(config, section, contexts))
-                else:
-                    listener.adopt(ListenerSettings.of(config, section, contexts, INSTANCE))
+                listener.adopt(settings_of(config, section, contexts))
             leads_of(listener).route(config.routes(section), upstreams)
         self.sessions.resize(config)
         self.leaving.let_go()
