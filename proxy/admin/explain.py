@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from proxy.exchange.service import BoundRoute
 from proxy.upstream.links import SocketPool
 from routing import report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.downstream.listener import Listener
-    from proxy.l4.tunnel import TunnelListener
+    from proxy.exchange.service import Service
+    from proxy.l4.listener import TunnelListener
     from proxy.loop.bites import Bites
     from proxy.observe.metrics import PoolCounters
     from proxy.upstream.pool import Pool
@@ -75,19 +76,20 @@ def _pool_status(pools: list[Pool | SocketPool]) -> dict[str, Any]:
     }
 
 
-def explain(url: str, method: str, listeners: Iterable[Listener | TunnelListener], now: float) -> dict[str, Any]:
-    """The route, region and endpoint that a request for `url` would take now, and why, for each listener. On an L4
-    listener only its host counts. ValueError: `url` is none.
+def explain(url: str, method: str, leads: Iterable[Service | TunnelListener], now: float) -> dict[str, Any]:
+    """The route, region and endpoint that a request for `url` would take now, and why, for each listener (`leads`:
+    where its clients go). On an L4 listener only its host counts. ValueError: `url` is none.
     """
     parts = urlsplit(url if "//" in url else f"//{url}")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.netloc.rpartition("@")[2].encode("utf-8", "replace")
     ways = []
-    for listener in listeners:
-        route = listener.table.match(host, target.encode("utf-8", "replace"), method.encode(), [])
-        if route is None:
+    for listener in leads:
+        found = listener.table.match(host, target.encode("utf-8", "replace"), method.encode(), [])
+        if found is None:
             ways.append({"listener": listener.name, "route": None, "why": "no route matches"})
             continue
+        route = found.route if isinstance(found, BoundRoute) else found
         upstream = listener.upstreams[route.upstream]
         chosen = upstream.balancer.pick(now)
         match = route.match

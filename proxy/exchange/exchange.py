@@ -29,7 +29,8 @@ from proxy.errors import CLIENT_CLOSED_REQUEST, Blame, Kind, ProxyError, Source
 from proxy.http.grpc import call_status, error_trailers, is_call, timeout_s
 from proxy.http.message import ResponseHead
 from proxy.http.semantics import decimal
-from proxy.http.stream import StreamHandler
+from proxy.http.stream import RequestHandler
+from proxy.observe.access_line import access_line
 from routing.balancer import Outcome
 
 from .attempt import _SENT as ATTEMPT_SENT
@@ -37,18 +38,20 @@ from .attempt import _WON as ATTEMPT_WON
 from .attempt import MOVES_MAX, Attempt
 from .forward import is_last_hop, rewrite, settle_tunnel
 from .reply import debug_fields, error_reply, final_answer
+from .service import Service
 
 if TYPE_CHECKING:
-    from proxy.downstream.listener import Listener, ServerConnection
     from proxy.http.connection import ConnectionStream
     from proxy.http.message import Fields, RequestHead
+    from proxy.http.serving import Downstream
     from proxy.loop.timers import Timed
     from proxy.upstream.contract import UpstreamConnection
     from proxy.upstream.upstream import UpstreamRuntime
     from routing.balancer import EndpointState
-    from routing.hedge import Budget
     from routing.model import Route
     from routing.state import RegionState
+
+    from .service import BoundRoute
 
 REPLAY_BYTES: Final = 64 * 1024
 HEDGE_AGAIN_S: Final = 0.05
@@ -75,7 +78,7 @@ _RELAYING: Final = State.RELAYING
 _DONE: Final = State.DONE
 
 
-class Exchange(StreamHandler):
+class Exchange(RequestHandler):
     """One request. Its connection makes it; it lives until its response has been sent, or nobody wants it any more."""
 
     __slots__ = (
@@ -83,7 +86,7 @@ class Exchange(StreamHandler):
         "answer_s",
         "attempts",
         "bodyless",
-        "budget",
+        "bound",
         "bytes_in",
         "bytes_out",
         "client_eof",
@@ -100,7 +103,6 @@ class Exchange(StreamHandler):
         "hedged",
         "hop_trusted",
         "idempotent",
-        "listener",
         "path",
         "replay",
         "replay_bytes",
@@ -114,6 +116,7 @@ class Exchange(StreamHandler):
         "retry_after",
         "route",
         "sent_at",
+        "service",
         "session_key",
         "shared_faults",
         "started",
@@ -134,11 +137,11 @@ class Exchange(StreamHandler):
     upstream: UpstreamRuntime
     route: Route
     head: RequestHead
-    stream: ConnectionStream
-    budget: Budget
+    bound: BoundRoute
 
-    def __init__(self, listener: Listener, connection: ServerConnection) -> None:
-        self.listener = listener
+    def __init__(self, service: Service, connection: Downstream, stream: ConnectionStream) -> None:
+        self.service = service
+        self.stream = stream
         self.connection = connection
         self.state = _ROUTING
         self.timer_bucket: set[Timed] | None = None
@@ -187,8 +190,8 @@ class Exchange(StreamHandler):
     def on_headers(self, head: RequestHead | ResponseHead, end: bool) -> None:
         """The request's head: route it and try."""
         self.head = request = cast("RequestHead", head)
-        listener = self.listener
-        listener.counters.in_flight += 1
+        service = self.service
+        service.counters.in_flight += 1
         self.path = request.target
         method = request.method
         if not end:
@@ -211,10 +214,11 @@ class Exchange(StreamHandler):
         self.request_id, self.traceparent = cast("tuple[bytes, bytes]", ids)
         if request.early and (b"early-data", b"1") not in request.fields:
             request.fields.append((b"early-data", b"1"))
-        route = listener.table.match(request.authority, request.target, method, request.fields)
-        if route is None:
-            self.refuse(listener.no_route(request))
+        bound = service.table.match(request.authority, request.target, method, request.fields)
+        if bound is None:
+            self.refuse(service.no_route(request))
             return
+        route = bound.route
         if self.switching:
             refused = settle_tunnel(request, route)
             if refused is not None:
@@ -223,11 +227,12 @@ class Exchange(StreamHandler):
             if not request.upgrade and method != b"CONNECT":  # ignored: the request ends with its head
                 self.switching, self.bodyless, self.replay = False, True, None
                 self.stream.received_end = True
+        self.bound = bound
         self.route = route
         self.total = route.timeouts.total
         if self.grpc and (left := timeout_s(request)) is not None and left < self.total:
             self.total = left
-        self.upstream = upstream = listener.upstreams[route.upstream]
+        self.upstream = upstream = bound.upstream
         retry = route.retry
         self.idempotent = method in SAFE_METHODS or (
             retry is not None and retry.idempotency_key and b"idempotency-key" in request.known
@@ -243,8 +248,7 @@ class Exchange(StreamHandler):
             self._give_up(ProxyError(Kind.UNAVAILABLE, upstream.nothing_available(now), unprocessed=True))
             return
         self.state = _TRYING
-        self.budget = budget = listener.budgets[id(route)]
-        balancer.count_request(now, budget)
+        balancer.count_request(now, bound.budget)
         if route.hedge is not None and self.idempotent and not self.switching and not request.expect_continue:
             delay = balancer.hedge_delay(now, target, None, route.hedge)
             if delay is not None and self.request_end:
@@ -422,7 +426,7 @@ class Exchange(StreamHandler):
             self._decide_tunnel(attempt, head)
         self.status = head.status
         if b"date" not in head.known and head.status >= 200:
-            head.fields.append((b"date", self.listener.date()))
+            head.fields.append((b"date", self.service.date()))
         if self.hop_trusted and self.head.known.get(b"onetrip-debug") == b"1":
             head.fields += debug_fields(self, now)
         if self.hedge_at or self.timer_bucket is not None:
@@ -601,23 +605,23 @@ class Exchange(StreamHandler):
         a standby). Those are the last resort before an error, and a retry of each request adds up to no more than the
         usual load.
         """
-        return target.region.weight <= 0.0 or self.upstream.balancer.take_retry(now, self.budget)
+        return target.region.weight <= 0.0 or self.upstream.balancer.take_retry(now, self.bound.budget)
 
     def _replace(self, attempt: Attempt, now: float) -> bool:
         """A reload closed the pool where it waited: the same try goes to whatever the new configuration picks."""
-        listener, head = self.listener, self.head
+        head = self.head
         if attempt.moves >= MOVES_MAX or not (self.bodyless or self.switching or self.replay is not None):
             return False
-        route = listener.table.match(head.authority, self.path, head.method, head.fields)
-        if route is None:
+        bound = self.service.table.match(head.authority, self.path, head.method, head.fields)
+        if bound is None:
             return False
-        upstream = listener.upstreams[route.upstream]
+        upstream = bound.upstream
         target = upstream.balancer.pick(now, self.session_key)
         if target is None:
             return False
-        self.route = route
+        self.bound = bound
+        self.route = bound.route
         self.upstream = upstream
-        self.budget = listener.budgets[id(route)]
         head.scheme = upstream.scheme
         self.tried.remove(attempt)
         successor = Attempt(self, target, len(self.tried) + 1, attempt.hedge, now)
@@ -649,7 +653,7 @@ class Exchange(StreamHandler):
         target = balancer.pick_alternate(now, [a.target for a in self.tried], True)
         if target is None:
             return
-        if not balancer.take_hedge(now, self.budget):
+        if not balancer.take_hedge(now, self.bound.budget):
             self.upstream.counters.hedges["denied"] += 1
             self.hedge_at = now + HEDGE_AGAIN_S  # requests earn the budget back
             return
@@ -681,7 +685,7 @@ class Exchange(StreamHandler):
         target = balancer.pick_alternate(now, [a.target for a in self.tried], False)
         if target is None or target.region is region:
             return
-        started = not sent or balancer.take_retry(now, self.budget)
+        started = not sent or balancer.take_retry(now, self.bound.budget)
         self.upstream.counters.retry("drained", "started" if started else "denied")
         if not started:
             return
@@ -699,7 +703,7 @@ class Exchange(StreamHandler):
         when = self._deadline()
         if self.hedge_at and self.hedge_at < when:
             when = self.hedge_at
-        self.listener.timers.set(self, when, now)
+        self.service.timers.set(self, when, now)
 
     def _deadline(self) -> float:
         """The earliest time at which something has taken too long."""
@@ -828,9 +832,20 @@ class Exchange(StreamHandler):
             self.status = CLIENT_CLOSED_REQUEST
         self._close(now)
 
+    def refuse_head(self, head: RequestHead, error: ProxyError) -> None:
+        """A request that can't be accepted: nothing that its head claims counts."""
+        self.head = head
+        self.hop_trusted = False
+        self.service.counters.in_flight += 1
+        self.refuse(error)
+
     def refuse(self, error: ProxyError) -> None:
         """Answer without trying: the request can't be accepted, or goes nowhere."""
         self._give_up(error)
+
+    def takes_interim(self) -> bool:
+        """Whether the client is still without an answer, and can be sent an interim one."""
+        return not self.status and self.head.version == b"1.1"
 
     def _cancel_all(self, now: float) -> None:
         """Nobody wants an answer any more. Where the client was still sending, that says nothing about the endpoint."""
@@ -873,7 +888,7 @@ class Exchange(StreamHandler):
 
     def _reply(self, reply: tuple[ResponseHead, bytes]) -> None:
         head, body = reply
-        head.fields.append((b"date", self.listener.date()))
+        head.fields.append((b"date", self.service.date()))
         self.status = head.status
         now = self.connection.turn.now
         self.first_byte_at = now
@@ -901,6 +916,18 @@ class Exchange(StreamHandler):
         if not self.request_end:
             self.stream.reset(None)
 
+    def _record(self, now: float) -> None:
+        """Count and log it."""
+        service = self.service
+        counters = service.counters
+        counters.in_flight -= 1
+        codes, status = counters.codes, self.status
+        codes[status] = codes.get(status, 0) + 1
+        counters.duration.observe(now - self.started)
+        log = service.access_log
+        if log.enabled:
+            log.add(access_line(self, now), self.error is not None)
+
     def _close(self, now: float) -> None:
         if self.state is _DONE:
             return
@@ -909,12 +936,22 @@ class Exchange(StreamHandler):
         if bucket is not None:
             bucket.discard(self)
             self.timer_bucket = None
-        self.listener.record(self, now)
+        self._record(now)
         # Attempts know their exchange: without these lines each request would be a reference cycle, left to the
         # collector.
         self.replay = self.winner = None
         self.attempts = []
         self.tried = []
+
+
+class Exchanges(Service):
+    """Makes an exchange of each request."""
+
+    __slots__ = ()
+
+    def new_exchange(self, connection: Downstream, stream: ConnectionStream) -> Exchange:
+        """The handler of a request whose head has just come; it answers on `stream`."""
+        return Exchange(self, connection, stream)
 
 
 def _retry_after(head: ResponseHead) -> float | None:

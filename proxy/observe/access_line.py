@@ -60,7 +60,7 @@ def access_line(exchange: Exchange, now: float) -> bytes:
         b'"hedged":false,"bytes_in":%d,"bytes_out":%d,%b,"first_byte":%d.%03d,"total":%d.%03d,"request_id":"%b",'
         b'"traceparent":"%b","user_agent":%b,"error":"","details":"","tried":[]}\n'
         % (
-            exchange.listener.access_log.timestamp(now),
+            exchange.service.access_log.timestamp(now),
             exchange.connection.log_start,
             head.method,
             head.authority,
@@ -86,8 +86,8 @@ def access_record(exchange: Exchange, now: float) -> AccessRecord:
     """The general way."""
     head = exchange.head
     record = AccessRecord(
-        exchange.listener.access_log.timestamp(now).decode(),
-        exchange.listener.name,
+        exchange.service.access_log.timestamp(now).decode(),
+        exchange.service.name,
         exchange.connection.client,
         head.method.decode("latin-1"),
         head.authority.decode("latin-1"),

@@ -48,7 +48,7 @@ def start(path: str) -> int:
     """`onetrip serve PATH`. Returns the exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STARTING)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    gc.set_threshold(100_000, 50, 50)  # a start makes much that lives long; see also `program.tune_process`
+    gc.set_threshold(100_000, 50, 50)  # a start makes much that lives long; see also `tuning`
     open_standard_files()
     raise_descriptor_limit()
     path = str(Path(path).absolute())
@@ -73,7 +73,7 @@ def serve(
     """Import the program and run it. Returns the exit code. Successors begin here: they have sockets, and read anew."""
     for name in NOT_IMPORTED:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # makes `import` say that there is none
-    return int(import_module("proxy.process.program").serve(path, fork_server, read, bound))
+    return int(import_module("proxy.process.serve").serve(path, fork_server, read, bound))
 
 
 def bind_early(read: source.Source) -> dict[tuple[Address, bool], socket.socket]:

@@ -12,12 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.errors import ProxyError
-from proxy.exchange.forward import Hop, rewrite
+from proxy.exchange.forward import rewrite
 from proxy.http.h1 import H1Limits
 from proxy.http.h1.request import parse_request as parse_h1
 from proxy.http.h2.heads import copy_request
 from proxy.http.h2.heads import parse_request as parse_h2
 from proxy.http.message import RequestHead
+from proxy.http.serving import Hop
 from proxy.observe import access_line as module
 from proxy.observe.access_line import access_line, access_record
 from proxy.observe.access_log import AccessLog, AccessRecord
@@ -48,7 +49,7 @@ def exchange(head: RequestHead, hop: Hop, *, ids: tuple[bytes, bytes], tries: in
         "bytes_in": 1,
         "bytes_out": 2,
         "hedged": False,
-        "listener": SimpleNamespace(name='we"b', access_log=AccessLog("")),
+        "service": SimpleNamespace(name='we"b', access_log=AccessLog("")),
         "connection": SimpleNamespace(client=hop.peer.decode("latin-1"), log_start=start),
         "route": SimpleNamespace(upstream="app"),
         **more,
