@@ -53,7 +53,7 @@ def _pool_status(pools: list[Pool | SocketPool]) -> dict[str, Any]:
         if isinstance(pool, SocketPool):
             busy += pool.open
         else:
-            idle += sum(1 for connection in pool.shared if not connection.streams)
+            idle += sum(1 for connection in pool.shared if not connection.load)
             busy += pool.busy
             waiting += len(pool.waiters)
         if not any(pool.counters is one for one in counted):  # a closed pool's successor counts on

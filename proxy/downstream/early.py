@@ -13,7 +13,7 @@ from proxy.http.stream import StreamHandler
 
 if TYPE_CHECKING:
     from proxy.errors import ProxyError
-    from proxy.http.connection import ConnectionStream
+    from proxy.http.carrier import ConnectionStream
     from proxy.http.message import Fields, RequestHead, ResponseHead
     from proxy.http.stream import RequestHandler
 

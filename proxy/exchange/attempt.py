@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Final, cast
 
 from proxy.errors import Kind, ProxyError
 from proxy.http.message import RequestHead, ResponseHead
-from proxy.http.stream import StreamHandler
+from proxy.upstream.contract import Waiter
 from routing.balancer import Outcome
 from tlscache.early_data import may_travel_early
 
 if TYPE_CHECKING:
-    from proxy.http.connection import ConnectionStream
+    from proxy.http.carrier import ConnectionStream
     from proxy.http.message import Fields
-    from proxy.upstream.connection import ClientConnection
+    from proxy.upstream.contract import UpstreamConnection
     from routing.balancer import EndpointState
 
     from .exchange import Exchange
@@ -54,7 +54,7 @@ _EARLY_DATA: Final = (b"early-data", b"1")
 DISCARD_BYTES: Final = 64 * 1024  # of an answer that nobody wants: past this its connection is worth less than it costs
 
 
-class Attempt(StreamHandler):
+class Attempt(Waiter):
     """One try. `number` counts from one; `hedge`: it started while another one was still open."""
 
     __slots__ = (
@@ -99,7 +99,7 @@ class Attempt(StreamHandler):
         self.moves = 0
         self.touched = False  # a byte of the request may have reached the origin
         self.stream: ConnectionStream | None = None
-        self.connection: ClientConnection | None = None
+        self.connection: UpstreamConnection | None = None
         self.seconds = (0.0, 0.0, 0.0)  # the dial that this attempt waited for: dns, tcp, tls
         self.error: ProxyError | None = None
         self.interim: list[ResponseHead] | None = None
@@ -109,12 +109,10 @@ class Attempt(StreamHandler):
 
     # -- from the pool -----------------------------------------------------------------------------
 
-    def on_connection(self, connection: ClientConnection) -> None:
+    def on_connection(self, connection: UpstreamConnection) -> None:
         """The pool lends a connection: send the request."""
         self.waiting = False
         self.connection = connection
-        if connection.uses:
-            connection.pool.counters.reused += 1
         stream = self.stream = connection.open(self)
         self.state = _SENT
         self.touched = True
@@ -147,7 +145,7 @@ class Attempt(StreamHandler):
             fields.append((b"onetrip-attempt", b"%d" % self.number))
         return _with_fields(head, fields)
 
-    def on_early(self, connection: ClientConnection, stream: ConnectionStream) -> None:
+    def on_early(self, connection: UpstreamConnection, stream: ConnectionStream) -> None:
         """The request is in the first flight of a new connection."""
         self.waiting = False
         self.connection = connection
@@ -156,7 +154,11 @@ class Attempt(StreamHandler):
         self.touched = self.early = self.sent_early = True
         self.exchange.on_attempt_sent(self, connection)
 
-    def on_early_rejected(self, connection: ClientConnection) -> None:
+    def on_early_accepted(self) -> None:
+        """The handshake is done, and the request simply under way."""
+        self.early = False
+
+    def on_early_rejected(self, connection: UpstreamConnection) -> None:
         """The origin did not look at it: send it again, now that the handshake is done."""
         self.early = self.sent_early = False
         self.on_connection(connection)
@@ -183,6 +185,10 @@ class Attempt(StreamHandler):
         self.started = exchange.connection.turn.now
         exchange.on_moved(self)
         self.target.pool.acquire(self)
+
+    def on_drained(self, now: float) -> None:
+        """Its region takes no more."""
+        self.exchange.rescue(self.target.region, now)
 
     def on_no_connection(self, error: ProxyError) -> None:
         """The pool has none and will have none for this attempt."""

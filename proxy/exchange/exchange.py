@@ -41,11 +41,11 @@ from .reply import debug_fields, error_reply, final_answer
 from .service import Service
 
 if TYPE_CHECKING:
-    from proxy.http.connection import ConnectionStream
+    from proxy.http.carrier import ConnectionStream
     from proxy.http.message import Fields, RequestHead
     from proxy.http.serving import Downstream
     from proxy.loop.timers import Timed
-    from proxy.upstream.connection import ClientConnection
+    from proxy.upstream.contract import UpstreamConnection
     from proxy.upstream.upstream import UpstreamRuntime
     from routing.balancer import EndpointState
     from routing.model import Route
@@ -375,7 +375,7 @@ class Exchange(RequestHandler):
         if self.state is not _DONE:
             self._arm(now)
 
-    def on_attempt_sent(self, attempt: Attempt, connection: ClientConnection) -> None:
+    def on_attempt_sent(self, attempt: Attempt, connection: UpstreamConnection) -> None:
         """The request is on its way."""
         if attempt.number > 1 or connection.uses == 1:
             now = self.connection.turn.now

@@ -17,18 +17,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from proxy.errors import Kind, ProxyError
-from proxy.http.connection import (
-    BULK_BYTES,
-    WRITE_HIGH_WATER,
-    Connection,
-    ConnectionStream,
-    socket_of,
-    tcp_bytes_sent,
-    tcp_info,
-)
+from proxy.http.connection import BULK_BYTES, WRITE_HIGH_WATER, Connection, ConnectionStream
 from proxy.net.dial import connect_error
+from proxy.net.kernel import socket_of, tcp_bytes_sent, tcp_info, unacknowledged_s
 from tlscache.early_data import EARLY_BYTES_MAX
 from tlscache.engine import State as TLSState
+
+from .contract import UpstreamConnection
 
 _PING: Final = b"onetrip!"
 LAST_WORDS_BYTES_MAX: Final = 1024 * 1024
@@ -37,14 +32,13 @@ _READ_BYTES: Final = 64 * 1024
 
 if TYPE_CHECKING:
     from proxy.errors import ProxyError as Error
-    from proxy.exchange.attempt import Attempt
     from proxy.http.message import HeadersReceived, HeadRefused
     from proxy.http.stream import StreamHandler
     from proxy.loop.turn import Turn
     from tlscache.engine import TLSEngine
     from tlscache.session import Session
 
-    from .pool import Pool
+    from .contract import ConnectionOwner, Waiter
     from .sessions import EndpointSessions
 
 
@@ -67,7 +61,7 @@ _TLS_OPEN: Final = TLSState.OPEN
 _TLS_HANDSHAKING: Final = TLSState.HANDSHAKING
 
 
-class ClientConnection(Connection):
+class ClientConnection(Connection, UpstreamConnection):
     """The upstream role. `seconds` are what its dial took: (dns, tcp, tls)."""
 
     __slots__ = (
@@ -95,14 +89,18 @@ class ClientConnection(Connection):
     )
 
     def __init__(
-        self, turn: Turn, pool: Pool, sessions: EndpointSessions | None = None, offered: Session | None = None
+        self,
+        turn: Turn,
+        pool: ConnectionOwner,
+        sessions: EndpointSessions | None = None,
+        offered: Session | None = None,
     ) -> None:
         super().__init__(turn)
         self.pool = pool
         self.sessions = sessions  # None: plaintext
         self.offered = offered
         self.may_carry = False  # a request may ride in the first flight
-        self.early: Attempt | None = None  # the one that does, until the handshake is done
+        self.early: Waiter | None = None  # the one that does, until the handshake is done
         self.lent = False  # the pool has lent it before its dial was done
         self.engine = sessions.new_engine(offered) if sessions is not None else None
         self.state = _CONNECTING
@@ -172,7 +170,7 @@ class ClientConnection(Connection):
         finally:
             self.turn.end()
 
-    def _settle_early(self, attempt: Attempt, rejected: bool) -> None:
+    def _settle_early(self, attempt: Waiter, rejected: bool) -> None:
         """The handshake is done: the early request is under way, or is to be sent again."""
         self.early = None
         wanted = len(self.streams) > 0  # else it was given up meanwhile
@@ -189,7 +187,7 @@ class ClientConnection(Connection):
         if rejected:
             attempt.on_early_rejected(self)
         else:
-            attempt.early = False
+            attempt.on_early_accepted()
             if self.codec.closing:
                 self.retire_after_flush()
 
@@ -425,6 +423,80 @@ class ClientConnection(Connection):
         if payload == _PING and self.ping_since:
             rtt_s, self.ping_since = monotonic() - self.ping_since, 0.0
             self.pool.on_round_trip(rtt_s)
+
+    def rtt_s(self) -> float:
+        """The kernel's smoothed round-trip time, in seconds; 0.0 where it has none."""
+        return tcp_info(socket_of(self.transport))[0] if self.transport is not None else 0.0
+
+    def unacknowledged_s(self, now: float, at_least_s: float) -> float:
+        """For how long the peer's kernel has not acknowledged bytes of an open request, if for `at_least_s`."""
+        since = self.unanswered_since
+        if not self.streams or not since or now - since < at_least_s or self.transport is None:
+            return 0.0
+        waiting = unacknowledged_s(socket_of(self.transport))
+        if not waiting:
+            self.unanswered_since = 0.0  # read, if not answered yet
+            return 0.0
+        return min(waiting, now - since)
+
+    def tick(self) -> None:
+        """A second has passed: what the codec counts over time."""
+        self.codec.tick()
+        if self.codec.pending:
+            self.touch()
+
+    # -- as its pool sees it -----------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """It takes nothing any more."""
+        return self.state is _CLOSED
+
+    @property
+    def load(self) -> int:
+        """How many requests are open."""
+        return len(self.streams)
+
+    @property
+    def can_open(self) -> bool:
+        """Another request may start now."""
+        return self.codec.can_open
+
+    @property
+    def multiplexed(self) -> bool:
+        """Several requests may be open at once."""
+        return self.codec.multiplexed
+
+    @property
+    def stream_limit(self) -> int:
+        """How many requests the peer takes at once."""
+        return self.codec.stream_limit
+
+    @property
+    def upgrades(self) -> bool | None:
+        """Whether the peer can be asked for an upgrade; None while that is not known."""
+        return self.codec.upgrades
+
+    def handlers(self) -> list[StreamHandler]:
+        """Who waits for answers on it."""
+        return [stream.handler for stream in self.streams.values() if stream.handler is not None]
+
+    def lend(self) -> None:
+        """It is for one request alone from now on."""
+        self.state = _BUSY
+
+    def rest(self, now: float) -> None:
+        """It stands ready, without a request since now."""
+        self.state = _READY
+        self.idle_since = now
+
+    def age(self, expires: float) -> None:
+        """Its time ends then."""
+        self.expires = expires
+
+    def mark_stale(self, stale: bool) -> None:
+        """Whether the endpoint's name still leads there."""
+        self.stale = stale
 
     # -- requests ----------------------------------------------------------------------------------
 

@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from proxy.errors import Kind, ProxyError
 from proxy.http import grpc
-from proxy.http.connection import socket_of, unacknowledged_s
 from proxy.http.message import RequestHead, ResponseHead
 from proxy.http.stream import StreamHandler
 
 from .connection import State
-from .pool import replaced
+from .contract import replaced
 
 if TYPE_CHECKING:
     from proxy.config.sections import HealthSection
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from routing.balancer import EndpointState
 
     from .connection import ClientConnection
+    from .contract import UpstreamConnection
     from .upstream import UpstreamRuntime
 
 DEAD_S: Final = 1.0
@@ -135,16 +135,9 @@ class Health:
             suspect = SUSPECT_S + SUSPECT_ROUND_TRIPS * rtt
             allowed = DEAD_S + DEAD_ROUND_TRIPS * rtt
             worst = 0.0
-            dead: list[ClientConnection] = []
+            dead: list[UpstreamConnection] = []
             for connection in pool.connections:
-                since = connection.unanswered_since
-                if not connection.streams or not since or now - since < suspect or connection.transport is None:
-                    continue
-                waiting = unacknowledged_s(socket_of(connection.transport))
-                if not waiting:
-                    connection.unanswered_since = 0.0  # read, if not answered yet
-                    continue
-                seconds = min(waiting, now - since)
+                seconds = connection.unacknowledged_s(now, suspect)
                 worst = max(worst, seconds)
                 if seconds > allowed:
                     dead.append(connection)
@@ -247,7 +240,7 @@ class Health:
     async def _send(self, target: EndpointState, head: RequestHead, body: bytes) -> Check:
         pool = self._upstream.pool_of(target)
         connection = self._checks.get(target)
-        if connection is None or connection.transport is None or not connection.codec.can_open:
+        if connection is None or connection.transport is None or not connection.can_open:
             if connection is not None:
                 connection.abort()
             connection = await pool.connect()
@@ -272,7 +265,7 @@ class Health:
     def tick_codecs(self) -> None:
         """Once a second: what the checks' codecs count over time."""
         for connection in self._checks.values():
-            connection.codec.tick()
+            connection.tick()
 
     def adopt(self, section: HealthSection | None) -> None:
         """A reload: other checks, or other endpoints."""

@@ -18,22 +18,21 @@ from typing import TYPE_CHECKING, Final
 from proxy.errors import Kind, ProxyError
 from proxy.observe.metrics import PoolCounters
 
-from .link import Link, State
+from .link import Link, LinkOwner, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.loop.reactor import Reactor
     from proxy.net.resolver import SockAddress
     from proxy.observe.metrics import Snapshot
     from routing.balancer import EndpointState
     from routing.model import Endpoint
     from tlscache.engine import TLSEngine
 
+    from .contract import PoolContext
     from .pool import PoolSettings
     from .reach import Reach
     from .sessions import EndpointSessions
-    from .upstream import UpstreamRuntime
 
 LENT_MAX: Final = 64
 TICKETS_WAIT_S: Final = 5.0
@@ -41,21 +40,20 @@ BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 
 
-class SocketPool:
+class SocketPool(LinkOwner):
     """Warm links to one endpoint."""
 
     def __init__(
         self,
-        upstream: UpstreamRuntime,
+        context: PoolContext,
         target: EndpointState,
         settings: PoolSettings,
         reach: Reach,
         counters: PoolCounters,
         tls: bool,
     ) -> None:
-        self.upstream = upstream
+        self.context = context
         self.target = target
-        self.reactor: Reactor = upstream.reactor
         self.tls = tls
         self._address = _fixed_address(target.endpoint)
         self._addresses: list[SockAddress] | None = None  # of a name, as links follow it
@@ -125,7 +123,7 @@ class SocketPool:
         if address is None:
             known = self.reach.addresses(endpoint)
             if known is None or len(known) > 1 or self.reach.is_old(endpoint):
-                self.upstream.background.start(self._dial_slowly(link), f"dial {endpoint}")
+                self.context.background.start(self._dial_slowly(link), f"dial {endpoint}")
                 return link
             address = known[0]
         link.dial(address)
@@ -156,7 +154,7 @@ class SocketPool:
                 self.first_round -= 1
             self._refilled(link)
             if first:
-                self.upstream.on_warm_progress()
+                self.context.on_warm_progress()
 
         self.dial(done, resume=resume)
 
@@ -201,7 +199,7 @@ class SocketPool:
     def opened(self, link: Link) -> None:
         """A dial succeeded: count it."""
         now = monotonic()
-        balancer = self.upstream.balancer
+        balancer = self.context.balancer
         self.counters.opened[link.handshake] += 1
         self.counters.tcp.observe(link.seconds)
         balancer.observe_connect(self.target, now, True, link.seconds, "tcp")
@@ -220,8 +218,8 @@ class SocketPool:
         self._back_off()
         if error.blames_endpoint:
             phase = "tls" if error.kind in (Kind.TLS, Kind.CERTIFICATE) else "tcp"
-            self.upstream.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
-        self.upstream.on_dial_failed(self, error)
+            self.context.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
+        self.context.on_dial_failed(self.target, error)
 
     def _back_off(self) -> None:
         self._failures += 1
@@ -303,6 +301,14 @@ class SocketPool:
             self.target.ready -= 1
             link.close()
         self.idle.clear()
+
+    def tls_error(self, engine: TLSEngine) -> ProxyError:
+        """Why a handshake failed."""
+        return self.reach.tls_error(self.target.endpoint, engine)
+
+    def connect_s(self) -> float:
+        """How long a dial may take."""
+        return self.settings.connect_s
 
     @property
     def over(self) -> bool:

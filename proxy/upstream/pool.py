@@ -32,23 +32,22 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 
 from proxy.errors import Kind, ProxyError
-from proxy.exchange.attempt import Attempt
-from proxy.http.connection import socket_of, tcp_info
 from proxy.net.dial import is_deferred
+from proxy.net.kernel import socket_of
 from proxy.observe.metrics import PoolCounters
 
 from .connection import ClientConnection, State
+from .contract import ConnectionOwner, Waiter, replaced
 
 if TYPE_CHECKING:
     from proxy.http.stream import Codec
     from proxy.net.resolver import SockAddress
     from proxy.observe.metrics import Snapshot
     from routing.balancer import EndpointState
-    from routing.model import Endpoint
     from tlscache.engine import TLSEngine
 
+    from .contract import PoolContext, UpstreamConnection
     from .reach import Reach
-    from .upstream import UpstreamRuntime
 
 WAITERS_MAX: Final = 4096
 BACKOFF_MIN_S: Final = 0.1
@@ -84,11 +83,6 @@ class PoolSettings:
     """How many requests a connection takes at once, as far as that is known before there is one."""
 
 
-def replaced(endpoint: Endpoint) -> ProxyError:
-    """Why a request can't have a connection to an endpoint that a reload took away: it may go anywhere else."""
-    return ProxyError(Kind.REPLACED, f"{endpoint} is not in the configuration any more", unprocessed=True)
-
-
 def target_size(busy: int, rise_per_s: float, dial_s: float, settings: PoolSettings) -> int:
     """How many connections there should be, busy ones included.
 
@@ -99,35 +93,35 @@ def target_size(busy: int, rise_per_s: float, dial_s: float, settings: PoolSetti
     return min(settings.max_connections, busy + ahead + settings.warm)
 
 
-class Pool:
+class Pool(ConnectionOwner):
     """The connections to one endpoint, in one worker."""
 
     def __init__(
         self,
-        upstream: UpstreamRuntime,
+        context: PoolContext,
         target: EndpointState,
         settings: PoolSettings,
         reach: Reach,
         counters: PoolCounters,
     ) -> None:
-        self.upstream = upstream
+        self.context = context
         self.target = target
         self.settings = settings
         self.reach = reach
-        names = {"upstream": upstream.name, "region": target.region.name, "endpoint": str(target.endpoint)}
+        names = {"upstream": context.upstream, "region": target.region.name, "endpoint": str(target.endpoint)}
         self.log_target = msgspec.json.encode(names)[1:-1]  # as it stands in every line of the access log
         self.counters = counters
-        self.idle: list[ClientConnection] = []
-        self.shared: list[ClientConnection] = []  # multiplexed ones, idle or in use, that take new streams
-        self.connections: set[ClientConnection] = set()  # every ready one
+        self.idle: list[UpstreamConnection] = []
+        self.shared: list[UpstreamConnection] = []  # multiplexed ones, idle or in use, that take new streams
+        self.connections: set[UpstreamConnection] = set()  # every ready one
         self.dialling = 0
         self._aside = 0  # of these: they have not begun
-        self.waiters: deque[Attempt] = deque()
-        self.upgrades: deque[Attempt] = deque()  # wait until a shared connection's peer has said whether it takes them
+        self.waiters: deque[Waiter] = deque()
+        self.upgrades: deque[Waiter] = deque()  # wait until a shared connection's peer has said whether it takes them
         self.ping_every_s = settings.keepalive_s
         self._addresses: list[SockAddress] | None = None  # of the endpoint's name, as connections follow it
         self._stale_since = 0.0  # connections to addresses that the name no longer has wait for replacements since then
-        self._parting: list[ClientConnection] = []  # probes' surplus, for `PARTING_S`
+        self._parting: list[UpstreamConnection] = []  # probes' surplus, for `PARTING_S`
         self.closed = False
         self.last_error: ProxyError | None = None
         self.first_round = 0  # initial dials still under way; readiness waits for zero
@@ -152,7 +146,7 @@ class Pool:
     @property
     def busy(self) -> int:
         """Connections that carry a request."""
-        return len(self.connections) - len(self.idle) - sum(1 for c in self.shared if not c.streams)
+        return len(self.connections) - len(self.idle) - sum(1 for c in self.shared if not c.load)
 
     @property
     def _dials_begun(self) -> int:
@@ -161,24 +155,24 @@ class Pool:
 
     # -- lending -----------------------------------------------------------------------------------
 
-    def acquire(self, attempt: Attempt) -> None:
+    def acquire(self, attempt: Waiter) -> None:
         """Give the attempt a connection: at once where one is free, else when the next one is."""
         idle = self.idle
         if idle:
             connection = idle.pop()
             self.target.ready -= 1
-            connection.state = State.BUSY
+            connection.lend()
             if len(idle) < self.settings.warm:
                 self.refill()
-            attempt.on_connection(connection)
+            self._lend(attempt, connection)
             return
         if self.shared and attempt.upgrade:
             self._acquire_upgrade(attempt)
             return
         if self.shared and (shared := self._least_loaded()) is not None:
-            if len(shared.streams) >= shared.codec.stream_limit * SHARED_FULL:
+            if shared.load >= shared.stream_limit * SHARED_FULL:
                 self.refill()  # the next connection, ahead of the limit
-            attempt.on_connection(shared)
+            self._lend(attempt, shared)
             return
         if self.closed:
             attempt.on_no_connection(replaced(self.target.endpoint))
@@ -199,42 +193,43 @@ class Pool:
         ):
             self._dial()
 
-    def early_waiter(self) -> Attempt | None:
+    def _lend(self, waiter: Waiter, connection: UpstreamConnection) -> None:
+        if connection.uses:
+            self.counters.reused += 1
+        waiter.on_connection(connection)
+
+    def early_waiter(self) -> Waiter | None:
         """The first waiting attempt whose request may ride in the first flight of a connection made now."""
         for attempt in self.waiters:
             if attempt.waiting and attempt.may_travel_early():
                 return attempt
         return None
 
-    def _least_loaded(self) -> ClientConnection | None:
-        best: ClientConnection | None = None
+    def _least_loaded(self) -> UpstreamConnection | None:
+        best: UpstreamConnection | None = None
         fewest = 0
         for connection in self.shared:
-            streams = len(connection.streams)
-            if (best is None or streams < fewest) and connection.codec.can_open:
+            streams = connection.load
+            if (best is None or streams < fewest) and connection.can_open:
                 if not streams:
                     return connection
                 best, fewest = connection, streams
         return best
 
-    def _acquire_upgrade(self, attempt: Attempt) -> None:
+    def _acquire_upgrade(self, attempt: Waiter) -> None:
         """An upgrade, where connections are shared: over the least loaded one whose peer takes it. While none has said
         so, or they are full, it waits; where none does, it gets a connection that speaks another version.
         """
-        best: ClientConnection | None = None
+        best: UpstreamConnection | None = None
         hope = False
         for connection in self.shared:
-            if connection.codec.upgrades is False:
+            if connection.upgrades is False:
                 continue
             hope = True
-            if (
-                connection.codec.upgrades
-                and connection.codec.can_open
-                and (best is None or len(connection.streams) < len(best.streams))
-            ):
+            if connection.upgrades and connection.can_open and (best is None or connection.load < best.load):
                 best = connection
         if best is not None:
-            attempt.on_connection(best)
+            self._lend(attempt, best)
         elif hope and len(self.upgrades) < WAITERS_MAX:
             self.upgrades.append(attempt)
         elif not self.reach.dials_apart:
@@ -245,21 +240,21 @@ class Pool:
             attempt.on_no_connection(ProxyError(Kind.POOL_FULL, text, unprocessed=True))
         else:
             self.dialling += 1
-            self.upstream.background.start(self._run_dial_apart(attempt), f"dial {self.target.endpoint}")
+            self.context.background.start(self._run_dial_apart(attempt), f"dial {self.target.endpoint}")
 
-    def release(self, connection: ClientConnection) -> None:
+    def release(self, connection: UpstreamConnection) -> None:
         """A request ended, and its connection can carry another one."""
-        now = self.upstream.turn.now
+        now = self.context.turn.now
         if self.closed or now > connection.expires:
-            if not connection.streams:
+            if not connection.load:
                 connection.retire_after_flush()
             return
-        if connection.codec.multiplexed:
+        if connection.multiplexed:
             if connection not in self.shared:
                 self.shared.append(connection)
                 self.target.ready += 1
-            if not connection.streams:
-                connection.idle_since = now
+            if not connection.load:
+                connection.rest(now)
             if self.waiters or self.upgrades:
                 self.on_limits(connection)
             return
@@ -267,33 +262,32 @@ class Pool:
         while waiters:
             attempt = waiters.popleft()
             if attempt.waiting:
-                connection.state = State.BUSY
-                attempt.on_connection(connection)
+                connection.lend()
+                self._lend(attempt, connection)
                 return
-        connection.state = State.READY
-        connection.idle_since = now
+        connection.rest(now)
         self.idle.append(connection)
         self.target.ready += 1
 
-    def on_limits(self, connection: ClientConnection) -> None:
+    def on_limits(self, connection: UpstreamConnection) -> None:
         """A shared connection can take more, or has said what it takes: serve those that wait."""
         if connection not in self.shared:
             return
-        self._streams_each = max(1, connection.codec.stream_limit)
+        self._streams_each = max(1, connection.stream_limit)
         upgrades, self.upgrades = self.upgrades, deque()
         for attempt in upgrades:
             if attempt.waiting:
                 self._acquire_upgrade(attempt)
         waiters = self.waiters
-        while waiters and connection.codec.can_open:
+        while waiters and connection.can_open:
             attempt = waiters.popleft()
             if attempt.waiting:
                 if attempt.upgrade:
                     self._acquire_upgrade(attempt)
                 else:
-                    attempt.on_connection(connection)
+                    self._lend(attempt, connection)
 
-    def withdraw(self, connection: ClientConnection) -> None:
+    def withdraw(self, connection: UpstreamConnection) -> None:
         """Take nothing new on this connection; what is open goes on."""
         for ready in (self.shared, self.idle):
             if connection in ready:
@@ -301,7 +295,7 @@ class Pool:
                 self.target.ready -= 1
                 self.refill()
 
-    def lost(self, connection: ClientConnection) -> None:
+    def lost(self, connection: UpstreamConnection) -> None:
         """A connection is gone (or going)."""
         if connection not in self.connections:
             return
@@ -319,7 +313,7 @@ class Pool:
             if self.waiters and self._dials_begun < len(self.waiters):
                 self._dial_for_waiters()
 
-    def forget(self, attempt: Attempt) -> None:
+    def forget(self, attempt: Waiter) -> None:
         """The attempt no longer waits (its `waiting` is False already)."""
         waiters = self.waiters
         while waiters and not waiters[0].waiting:
@@ -356,7 +350,7 @@ class Pool:
 
     def _missing_shared(self) -> int:
         """Multiplexed connections: the warm ones, and one more while all are near their limit of streams."""
-        full = all(len(c.streams) >= c.codec.stream_limit * SHARED_FULL or not c.codec.can_open for c in self.shared)
+        full = all(c.load >= c.stream_limit * SHARED_FULL or not c.can_open for c in self.shared)
         wanted = max(1, self.settings.warm, len(self.shared) + 1 if full else 0)
         room = self.settings.max_connections - len(self.connections) - self.dialling
         return min(wanted - len(self.shared) + self._stale_idle() - self.dialling, room)
@@ -373,7 +367,7 @@ class Pool:
 
     def on_round_trip(self, seconds: float) -> None:
         """A PING was answered."""
-        self.upstream.balancer.observe_rtt(self.target, monotonic(), seconds)
+        self.context.balancer.observe_rtt(self.target, monotonic(), seconds)
 
     def _dial_for_waiters(self) -> None:
         waiting = sum(1 for attempt in self.waiters if attempt.waiting)
@@ -386,10 +380,10 @@ class Pool:
         self.dialling += 1
         if after_s:
             self._aside += 1
-        self.upstream.background.start(self._run_dial(first, resume, after_s), f"dial {self.target.endpoint}")
+        self.context.background.start(self._run_dial(first, resume, after_s), f"dial {self.target.endpoint}")
 
     async def _run_dial(self, first: bool, resume: bool, after_s: float) -> None:
-        connection: ClientConnection | None = None
+        connection: UpstreamConnection | None = None
         try:
             if after_s:
                 await self._stand_aside(after_s)
@@ -397,7 +391,7 @@ class Pool:
                 connection = await self.connect(resume=resume, carry=True)
                 if connection.lent:
                     return
-                if connection.state is State.CLOSED:
+                if connection.closed:
                     connection = None
                     text = f"{self.target.endpoint} closed the connection at once"
                     raise ProxyError(Kind.TERMINATED, text, unprocessed=True)
@@ -410,8 +404,8 @@ class Pool:
             self.dialling -= 1
             if first:
                 self.first_round -= 1
-                self.upstream.on_warm_progress()
-        turn = self.upstream.turn
+                self.context.on_warm_progress()
+        turn = self.context.turn
         turn.begin()
         try:
             if connection is not None:
@@ -427,10 +421,10 @@ class Pool:
         finally:
             self._aside -= 1
 
-    async def _run_dial_apart(self, attempt: Attempt) -> None:
+    async def _run_dial_apart(self, attempt: Waiter) -> None:
         """Dial for one attempt alone, in the version that takes upgrades."""
         endpoint = self.target.endpoint
-        connection: ClientConnection | None = None
+        connection: UpstreamConnection | None = None
         error = ProxyError(Kind.TERMINATED, f"{endpoint} closed the connection at once", unprocessed=True)
         try:
             async with asyncio.timeout(self.settings.connect_s):
@@ -442,15 +436,15 @@ class Pool:
             error = ProxyError(Kind.CONNECT_TIMEOUT, text, unprocessed=True)
         finally:
             self.dialling -= 1
-        turn = self.upstream.turn
+        turn = self.context.turn
         turn.begin()
         try:
             if connection is None or not self._admit(connection):
                 if attempt.waiting:
                     attempt.on_no_connection(error)
-            elif attempt.waiting and not connection.codec.multiplexed:
-                connection.state = State.BUSY
-                attempt.on_connection(connection)
+            elif attempt.waiting and not connection.multiplexed:
+                connection.lend()
+                self._lend(attempt, connection)
             else:
                 if attempt.waiting:
                     text = f"{endpoint} takes no upgrades"
@@ -464,16 +458,16 @@ class Pool:
         first flight may carry a request that waits (it is the pool's and `lent` then). Raises ProxyError; the caller
         bounds the time.
         """
-        upstream = self.upstream
+        context = self.context
         started = monotonic()
         reach = self.reach
         sock, dns_s, tcp_s = await reach.open_socket(self.target.endpoint, reach.tls_socket_options)
         deferred = reach.tls_socket_options.fast_open and is_deferred(sock)
         if not deferred:
-            upstream.balancer.observe_connect(self.target, monotonic(), True, tcp_s, "tcp")
+            context.balancer.observe_connect(self.target, monotonic(), True, tcp_s, "tcp")
         sessions = reach.sessions_of(self.target.endpoint, apart=apart)
         offered = sessions.take() if sessions is not None and resume else None
-        connection = ClientConnection(upstream.turn, self, sessions, offered)
+        connection = ClientConnection(context.turn, self, sessions, offered)
         connection.may_carry = carry
         connection.seconds = (dns_s, tcp_s, 0.0)
         try:
@@ -485,11 +479,11 @@ class Pool:
             raise
         if deferred and connection.transport is not None:  # the SYN went with the ClientHello: the kernel has timed it
             connection.peer = socket_of(connection.transport).getpeername()[0]
-            rtt_s, _, _ = tcp_info(socket_of(connection.transport))
+            rtt_s = connection.rtt_s()
             connection.seconds = (dns_s, rtt_s, connection.seconds[2])
-            upstream.balancer.observe_connect(self.target, monotonic(), True, rtt_s, "tcp")
+            context.balancer.observe_connect(self.target, monotonic(), True, rtt_s, "tcp")
         if sessions is not None:
-            upstream.balancer.observe_connect(self.target, monotonic(), True, connection.seconds[2], "tls")
+            context.balancer.observe_connect(self.target, monotonic(), True, connection.seconds[2], "tls")
         self.dial_s += 0.2 * (monotonic() - started - self.dial_s)
         return connection
 
@@ -499,7 +493,7 @@ class Pool:
         """
         spare = None
         if len(self.connections) + self.dialling >= self.settings.max_connections:
-            spare = next((one for one in (*self.idle, *self.shared) if not one.streams), None)
+            spare = next((one for one in (*self.idle, *self.shared) if not one.load), None)
             if spare is None:
                 return None
         self.dialling += 1
@@ -514,46 +508,46 @@ class Pool:
         self._adopt_probe(connection)
         return max(connection.seconds[1], 1e-6)
 
-    def _adopt_probe(self, connection: ClientConnection) -> None:
+    def _adopt_probe(self, connection: UpstreamConnection) -> None:
         """A probe's connection is as good as any, and one too many where the warm ones are shared."""
-        self.upstream.turn.begin()
+        self.context.turn.begin()
         try:
-            if connection.codec.multiplexed and len(self.shared) >= max(1, self.settings.warm):
+            if connection.multiplexed and len(self.shared) >= max(1, self.settings.warm):
                 self._parting.append(connection)  # it has taken a session ticket: the one it gives back is on its way
             else:
                 self._dialled(connection)
                 if len(self.idle) > max(1, self.settings.warm) and connection in self.idle:
                     self.idle[0].retire_after_flush()  # the oldest: probes replace, they do not pile up
         finally:
-            self.upstream.turn.end()
+            self.context.turn.end()
 
-    def opened_early(self, connection: ClientConnection) -> None:
+    def opened_early(self, connection: UpstreamConnection) -> None:
         """A dial whose first flight carried a request is done: the connection is in use already."""
         self._count_dial(connection)
         self.connections.add(connection)
-        if connection.codec.multiplexed:
+        if connection.multiplexed:
             self.release(connection)
 
-    def _dialled(self, connection: ClientConnection) -> None:
+    def _dialled(self, connection: UpstreamConnection) -> None:
         if self._admit(connection):
             self.release(connection)
 
-    def _admit(self, connection: ClientConnection) -> bool:
+    def _admit(self, connection: UpstreamConnection) -> bool:
         """Make a dialled connection one of the pool's. False: it is gone already, or not wanted any more."""
         self._count_dial(connection)
-        if connection.state is State.CLOSED or self.closed:
+        if connection.closed or self.closed:
             connection.abort()
             return False
         self.connections.add(connection)
         return True
 
-    def _count_dial(self, connection: ClientConnection) -> None:
+    def _count_dial(self, connection: UpstreamConnection) -> None:
         self._failures = 0
         self._refill_at = 0.0
         self.last_error = None
         self.counters.opened[connection.handshake] += 1
         self.counters.observe_phases(connection.seconds)
-        connection.expires = monotonic() + self.settings.max_age_s * random.uniform(0.9, 1.0)
+        connection.age(monotonic() + self.settings.max_age_s * random.uniform(0.9, 1.0))
         if self._addresses is None:
             self._addresses = self.reach.addresses(self.target.endpoint)
 
@@ -562,8 +556,8 @@ class Pool:
         self.counters.dial_failures += 1
         if error.blames_endpoint:
             phase = "tls" if error.kind in (Kind.TLS, Kind.CERTIFICATE) else "tcp"
-            self.upstream.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
-        self.upstream.on_dial_failed(self, error)
+            self.context.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
+        self.context.on_dial_failed(self.target, error)
         self._back_off()
 
     def _back_off(self) -> None:
@@ -624,10 +618,10 @@ class Pool:
                 connection.retire_after_flush()
         for connection in [c for c in self.shared if now > c.expires]:
             self.withdraw(connection)
-            if not connection.streams:
+            if not connection.load:
                 connection.retire_after_flush()
         surplus = len(self.shared) - max(1, self.settings.warm)
-        for connection in [c for c in self.shared if not c.streams and now - c.idle_since > self.settings.idle_s]:
+        for connection in [c for c in self.shared if not c.load and now - c.idle_since > self.settings.idle_s]:
             if surplus > 0:
                 surplus -= 1
                 connection.retire_after_flush()
@@ -640,7 +634,7 @@ class Pool:
             if known is not None and known != addresses:
                 hosts = {address[0] for _, address in addresses}
                 for connection in self.connections:
-                    connection.stale = bool(connection.peer) and connection.peer not in hosts
+                    connection.mark_stale(bool(connection.peer) and connection.peer not in hosts)
                     if connection.stale and not self._stale_since:
                         self._stale_since = now
         if not self._stale_since:
@@ -651,11 +645,11 @@ class Pool:
             return
         for connection in stale:
             self.withdraw(connection)
-            if not connection.streams:
+            if not connection.load:
                 connection.retire_after_flush()
         for connection in self.connections:
             if connection.stale:
-                connection.expires = 0.0  # it goes when its request is done
+                connection.age(0.0)  # it goes when its request is done
         self._stale_since = 0.0
 
     def _top_up_tickets(self, now: float) -> None:
@@ -672,10 +666,10 @@ class Pool:
     def measure_rtt(self, now: float) -> None:
         """Tell routing the kernel's smoothed round-trip time of the freshest connection."""
         connection = self.idle[-1] if self.idle else next(iter(self.connections), None)
-        if connection is not None and connection.transport is not None and not self.target.endpoint.path:
-            rtt_s, _, _ = tcp_info(socket_of(connection.transport))
+        if connection is not None and not self.target.endpoint.path:
+            rtt_s = connection.rtt_s()
             if rtt_s:
-                self.upstream.balancer.observe_rtt(self.target, now, rtt_s)
+                self.context.balancer.observe_rtt(self.target, now, rtt_s)
 
     def export(self, snapshot: Snapshot, upstream: str, now: float) -> None:
         """This pool's samples."""
@@ -688,20 +682,18 @@ class Pool:
         ejected = now < self.target.ejected_until
         snapshot.add("endpoint_ejected", float(ejected), upstream=upstream, region=region, endpoint=endpoint)
 
-    def attempts(self) -> list[Attempt]:
-        """Attempts that wait for a connection, or for an answer on one."""
+    def attempts(self) -> list[Waiter]:
+        """Waiters that wait for a connection, or for an answer on one."""
         found = [attempt for attempt in self.waiters if attempt.waiting]
         for connection in self.connections:
-            for stream in connection.streams.values():
-                if isinstance(stream.handler, Attempt):
-                    found.append(stream.handler)
+            found += [handler for handler in connection.handlers() if isinstance(handler, Waiter)]
         return found
 
     def drain(self) -> None:
         """An operator moves traffic away: idle connections stay warm for the return, busy ones end."""
         for connection in self.connections:
-            if connection.streams:
-                connection.expires = 0.0
+            if connection.load:
+                connection.age(0.0)
 
     def adopt(self, settings: PoolSettings, reach: Reach) -> None:
         """A reload changed how many connections there are, or how long they live: those that exist stay."""
@@ -710,13 +702,13 @@ class Pool:
         for connection in self.connections if older else ():
             expires = connection.expires - older
             # What has become too old goes over the next seconds, not all of it at once.
-            connection.expires = expires if expires > now else now + random.random() * settings.connect_s
+            connection.age(expires if expires > now else now + random.random() * settings.connect_s)
         self.settings = settings
         self.reach = reach
         self.ping_every_s = settings.keepalive_s
         self._refill_at = 0.0
         surplus = len(self.connections) - settings.max_connections
-        for connection in [one for one in (*self.idle, *self.shared) if not one.streams][: max(0, surplus)]:
+        for connection in [one for one in (*self.idle, *self.shared) if not one.load][: max(0, surplus)]:
             connection.retire_after_flush()
 
     def close(self) -> None:
@@ -727,7 +719,7 @@ class Pool:
         self._parting.clear()
         for connection in list(self.shared):
             self.withdraw(connection)
-            if not connection.streams:
+            if not connection.load:
                 connection.retire_after_flush()
 
     def hand_over(self, successor: Pool | None, error: ProxyError) -> None:

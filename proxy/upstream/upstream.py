@@ -16,9 +16,10 @@ from proxy.errors import Kind, ProxyError
 from proxy.observe.metrics import PoolCounters, UpstreamCounters
 from routing.balancer import Balancer, Change, DrainState, EndpointState
 
+from .contract import PoolContext, replaced
 from .health import Health
 from .links import SocketPool
-from .pool import Pool, PoolSettings, replaced
+from .pool import Pool, PoolSettings
 from .reach import Reach
 
 if TYPE_CHECKING:
@@ -59,17 +60,24 @@ class UpstreamRuntime:
     ) -> None:
         self.name = model.name
         self.turn = turn
-        self.timers = timers
-        self.reactor = reactor
         self.background = background
         self.resolver = resolver
         self.sessions = sessions
         self.log = log
-        self.on_warm_progress = on_warm
         self.model = model
         self.section = section
         self.reach = Reach(section, resolver, sessions)
         self.balancer = Balancer(model, random.Random(), monotonic())
+        self.context = PoolContext(
+            model.name,
+            self.balancer,
+            turn=turn,
+            timers=timers,
+            reactor=reactor,
+            background=background,
+            on_dial_failed=self.on_dial_failed,
+            on_warm_progress=on_warm,
+        )
         self.counters = UpstreamCounters(region.name for region in model.regions)
         self.session_key = model.session_key
         self.scheme = self.reach.scheme
@@ -100,7 +108,8 @@ class UpstreamRuntime:
         balancer = Balancer(model, random.Random(), now)
         balancer.carry_over(self.balancer, now)
         other = reach.identity != self.reach.identity
-        self.model, self.section, self.reach, self.balancer = model, section, reach, balancer
+        self.model, self.section, self.reach = model, section, reach
+        self.balancer = self.context.balancer = balancer
         self.session_key = model.session_key
         self.scheme = reach.scheme
         self.counters.know(region.name for region in model.regions)
@@ -118,7 +127,9 @@ class UpstreamRuntime:
         for target in self.balancer.endpoints:
             pool = target.pool
             if pool is None or replace_all:
-                target.pool = fresh = Pool(self, target, settings, self.reach, self._counters_of(target, "http"))
+                target.pool = fresh = Pool(
+                    self.context, target, settings, self.reach, self._counters_of(target, "http")
+                )
                 if self._started:
                     fresh.start()
             else:
@@ -150,7 +161,7 @@ class UpstreamRuntime:
     def _new_links(self, target: EndpointState, settings: PoolSettings, passthrough: bool) -> SocketPool:
         tls = self.reach.tls is not None and not passthrough
         counters = self._counters_of(target, "passthrough" if passthrough else "links")
-        pool = SocketPool(self, target, settings, self.reach, counters, tls)
+        pool = SocketPool(self.context, target, settings, self.reach, counters, tls)
         pool.start()
         return pool
 
@@ -231,15 +242,15 @@ class UpstreamRuntime:
         found = [self.reach.sessions_of(target.endpoint) for target in self.balancer.endpoints]
         return [(one, count) for one in found if one is not None]
 
-    def on_dial_failed(self, pool: Pool | SocketPool, error: ProxyError) -> None:
+    def on_dial_failed(self, target: EndpointState, error: ProxyError) -> None:
         """Log the first failure of a kind per endpoint, and again once it changes."""
-        endpoint = pool.target.endpoint
+        endpoint = target.endpoint
         if self._reported.get(endpoint) != error.details:
             self._reported[endpoint] = error.details
             self.log.warning(
                 "dial_failed",
                 upstream=self.name,
-                region=pool.target.region.name,
+                region=target.region.name,
                 endpoint=str(endpoint),
                 error=error.kind.label,
                 details=error.details,
@@ -301,16 +312,14 @@ class UpstreamRuntime:
         for pool in self.pools:
             if pool.target.region.name == region:
                 for attempt in pool.attempts():
-                    attempt.exchange.rescue(pool.target.region, now)
+                    attempt.on_drained(now)
 
     def measure(self, now: float) -> None:
         """Once a second: round-trip times from the kernel, and what codecs count over time."""
         for pool in self.pools:
             pool.measure_rtt(now)
             for connection in pool.shared:
-                connection.codec.tick()
-                if connection.codec.pending:
-                    connection.touch()
+                connection.tick()
         self.health.tick_codecs()
 
     def report(self, change: Change) -> None:

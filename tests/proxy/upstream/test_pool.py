@@ -271,7 +271,7 @@ async def test_closing_tells_those_that_wait(start: Start) -> None:
     rig = await start("h1", warm=1, max_connections=1)
     calls = await rig.ask(2)
     await wait_for(lambda: rig.waiting() == 1)
-    rig.pool.upstream.close()
+    rig.upstream.close()
     rig.go_on.set()
     assert sorted([await call.status() for call in calls]) == [200, 503]
 
