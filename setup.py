@@ -73,6 +73,7 @@ HOT_PATH = [
     "routing/ledger.py",
     "routing/outlier.py",
     "routing/region.py",
+    "routing/retry.py",
     "routing/state.py",
     "routing/table.py",
 ]
