@@ -17,7 +17,7 @@ from routing.retry import SAFE_METHODS
 from tlscache.early_data import may_travel_early
 
 if TYPE_CHECKING:
-    from proxy.http.connection import ConnectionStream
+    from proxy.http.carrier import ConnectionStream
     from proxy.http.message import Fields, RequestHead, ResponseHead
     from proxy.http.stream import RequestHandler
 
