@@ -62,7 +62,7 @@ def start(path: str) -> int:
     bound = bind_early(read)
     from . import forkserver  # noqa: PLC0415 - its ticket keys are OpenSSL's; see `test_imports`
 
-    return serve(path, forkserver.start(path, tuple(bound.values())), read, bound)
+    return serve(path, forkserver.start(path, __name__, tuple(bound.values())), read, bound)
 
 
 def serve(
