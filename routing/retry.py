@@ -130,10 +130,11 @@ def after_drain(
     return RETRY if hedgeable and complete else WAIT
 
 
-def must_pay(verdict: Next, weight: float) -> bool:
-    """Whether the budget is asked before a further try goes to a region of this weight.
+def must_pay(verdict: Next, weight: float, headroom: float) -> bool:
+    """Whether the budget is asked before a further try goes to a region of this weight and headroom.
 
-    It is free where no first tries go (a drained region, a standby): that is the last resort before an error, and a
-    retry of each request adds up to no more than the usual load.
+    It is free where no first tries go (a drained region, a standby), and none of late was answered with 503: that is
+    the last resort before an error, and a retry of each request adds up to no more than the usual load. A region that
+    was drained for being full is no such resort: free retries would keep it full.
     """
-    return verdict is RETRY and weight > 0.0
+    return verdict is RETRY and (weight > 0.0 or headroom < 1.0)

@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from proxy.config.units import UnitError, parse_duration
+from proxy.downstream.base import ListenerSettings
 from proxy.downstream.listener import Listener
 from proxy.errors import Kind, ProxyError
 from proxy.exchange.reply import reason_phrase
@@ -187,12 +188,10 @@ class Admin:
         self._restarts = restarts
         self.listener = Listener(
             "admin",
+            ListenerSettings(H1Limits(body_bytes=BODY_MAX), header_timeout_s=10.0, connection_limit=256),
             turn=turn,
             timers=timers,
             log=log,
-            limits=H1Limits(body_bytes=BODY_MAX),
-            header_timeout=10.0,
-            connection_limit=256,
             service=CallableService(lambda _, stream: AdminExchange(self, stream)),
             counters=ListenerCounters(),
         )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from proxy.upstream.upstream import UpstreamRuntime
     from routing.balancer import EndpointState
     from routing.model import Route
-    from routing.region import RegionState
+    from routing.state import RegionState
 
     from .body import Body
 

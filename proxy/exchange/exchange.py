@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from proxy.http.message import Fields, RequestHead, ResponseHead
     from proxy.http.serving import Downstream
     from proxy.upstream.contract import UpstreamConnection
-    from routing.region import RegionState
+    from routing.state import RegionState
 
     from .attempt import Attempt
     from .service import BoundRoute

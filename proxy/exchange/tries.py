@@ -24,7 +24,7 @@ from .request import DONE, TRYING
 if TYPE_CHECKING:
     from proxy.http.message import ResponseHead
     from routing.balancer import EndpointState
-    from routing.region import RegionState
+    from routing.state import RegionState
 
     from .request import Request
 
@@ -78,7 +78,7 @@ def after_failure(request: Request, attempt: Attempt, error: ProxyError, now: fl
 
 
 def _paid(request: Request, verdict: rules.Next, target: EndpointState, now: float) -> bool:
-    if not rules.must_pay(verdict, target.region.weight):
+    if not rules.must_pay(verdict, target.region.weight, target.region.headroom):
         return True
     return request.upstream.balancer.take_retry(now, request.bound.budget)
 

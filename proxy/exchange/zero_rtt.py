@@ -15,6 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from proxy.http.message import RequestHead
+from routing.retry import SAFE_METHODS
 from tlscache.early_data import may_travel_early
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ def unmark(head: RequestHead) -> None:
 def may_travel(head: RequestHead, state: EarlyData, *, enabled: bool, has_body: bool, upgrade: bool) -> bool:
     """Whether an attempt may ride in the first flight of a new connection."""
     return state is OPEN and may_travel_early(
-        head.method, enabled=enabled, has_body=has_body, upgrade=upgrade, expect_continue=head.expect_continue
+        safe=head.method in SAFE_METHODS,
+        enabled=enabled,
+        has_body=has_body,
+        upgrade=upgrade,
+        expect_continue=head.expect_continue,
     )
 
 

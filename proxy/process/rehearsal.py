@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.downstream.listener import Listener, ServerConnection
+from proxy.downstream.connection import ServerConnection
+from proxy.downstream.listener import Listener
 from proxy.http.compression import huffman
 from proxy.http.h2 import H2Limits, H2ServerCodec
 from proxy.http.message import HeadersReceived, ResponseHead
@@ -84,7 +85,7 @@ def rehearse(listener: Listener, service: Service, upstream: UpstreamRuntime, ro
         transport = Nowhere()
         connection.connection_made(transport)  # type: ignore[arg-type]
         connection.expires = float("inf")
-        pool.connections.add(connection)
+        pool.stock.connections.add(connection)
         pool.release(connection)
         connections.append((connection, transport, H2ServerCodec(H2Limits()) if connection.codec.multiplexed else None))
     service.route((route,), {route.upstream: upstream}, warm=False)

@@ -19,8 +19,9 @@ from routing.balancer import Balancer, Change, DrainState, EndpointState
 from .contract import PoolContext, replaced
 from .health import Health
 from .links import SocketPool
-from .pool import Pool, PoolSettings
+from .pool import Pool
 from .reach import Reach
+from .settings import PoolSettings, pool_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from proxy.net.resolver import Resolver
     from proxy.observe.metrics import Snapshot
     from routing.model import Endpoint, Upstream
-
-    from .sessions import EndpointSessions, Sessions
+    from tlscache.cache import EndpointSessions, Sessions
 
 _STOPPING: Final = ProxyError(Kind.STOPPING, "the proxy is stopping", unprocessed=True)
 
@@ -88,8 +88,8 @@ class UpstreamRuntime:
         self._leaving: list[Pool | SocketPool] = []  # closed, and not yet without connections
         self._started = False
         self._reported: dict[Endpoint, str] = {}
-        self._link(_pool_settings(section, self.reach), replace_all=True)
-        self.health = Health(self)
+        self._link(pool_settings(section, self.reach.streams_expected), replace_all=True)
+        self.health = Health(self, section.health)
 
     def __repr__(self) -> str:
         return f"<UpstreamRuntime {self.name}: {self.pools}>"
@@ -115,7 +115,7 @@ class UpstreamRuntime:
         self.counters.know(region.name for region in model.regions)
         self.turn.begin()
         try:
-            self._link(_pool_settings(section, reach), replace_all=other)
+            self._link(pool_settings(section, reach.streams_expected), replace_all=other)
             self.health.adopt(section.health)
         finally:
             self.turn.end()
@@ -191,7 +191,7 @@ class UpstreamRuntime:
         """An L4 listener routes here. `passthrough`: the client's own TLS goes through. Idempotent."""
         links = self._links.get(passthrough)
         if links is None:
-            settings = _pool_settings(self.section, self.reach)
+            settings = pool_settings(self.section, self.reach.streams_expected)
             links = self._links[passthrough] = {
                 target: self._new_links(target, settings, passthrough) for target in self.balancer.endpoints
             }
@@ -229,7 +229,9 @@ class UpstreamRuntime:
     def warm(self) -> bool:
         """The first round of dials is over, whatever became of each."""
         links = [pool for pools in self._links.values() for pool in pools.values()]
-        return not any(pool.first_round for pool in self.pools) and not any(pool.first_round for pool in links)
+        return not any(pool.dials.first_round for pool in self.pools) and not any(
+            pool.dials.first_round for pool in links
+        )
 
     @property
     def idle(self) -> bool:
@@ -318,7 +320,7 @@ class UpstreamRuntime:
         """Once a second: round-trip times from the kernel, and what codecs count over time."""
         for pool in self.pools:
             pool.measure_rtt(now)
-            for connection in pool.shared:
+            for connection in pool.stock.shared:
                 connection.tick()
         self.health.tick_codecs()
 
@@ -389,15 +391,3 @@ class UpstreamRuntime:
         for links in self._links.values():
             for link_pool in links.values():
                 link_pool.close()
-
-
-def _pool_settings(section: UpstreamSection, reach: Reach) -> PoolSettings:
-    return PoolSettings(
-        warm=section.pool.warm,
-        max_connections=section.pool.max_connections,
-        max_age_s=section.pool.max_age,
-        idle_s=section.timeouts.idle,
-        keepalive_s=section.pool.keepalive,
-        connect_s=section.timeouts.connect,
-        streams=reach.streams_expected,
-    )

@@ -11,6 +11,7 @@ from routing.retry import (
     OPEN_MAX,
     RESEND,
     RETRY,
+    SAFE_METHODS,
     WAIT,
     Next,
     after_drain,
@@ -45,6 +46,10 @@ BOTH = (False, True)
 )
 def test_replayable(method: bytes, key: bool, retry: Retry | None, expected: bool) -> None:
     assert replayable(method, key, retry) is expected
+
+
+def test_safe_methods_are_named_one_by_one() -> None:
+    assert {b"GET", b"HEAD", b"OPTIONS"} == SAFE_METHODS
 
 
 def test_upgrades_and_expectations_are_never_hedged() -> None:
@@ -159,6 +164,7 @@ def test_what_cannot_leave_a_drained_region_stays() -> None:
 
 
 def test_who_pays() -> None:
-    assert must_pay(RETRY, 0.4)
-    assert not must_pay(RETRY, 0.0)
-    assert not must_pay(RESEND, 0.4)
+    assert must_pay(RETRY, 0.4, 1.0)
+    assert not must_pay(RETRY, 0.0, 1.0), "the last resort"
+    assert must_pay(RETRY, 0.0, 0.9), "it was full a moment ago"
+    assert not must_pay(RESEND, 0.4, 0.9)

@@ -34,7 +34,6 @@ def config(origin, ca, *, early=True, warm=0, protocol="h1", upstream=""):
 
 
 def events(proxy):
-    proxy.worker.snapshot()
     return {name: count for name, count in proxy.worker.sessions.events.items() if count}
 
 
@@ -42,7 +41,7 @@ async def cold(proxy, origin):
     """The origin cuts every connection; the proxy knows."""
     for connection in origin.connections:
         connection.transport.abort()
-    await wait_for(lambda: not proxy.pool.connections)
+    await wait_for(lambda: not proxy.pool.stock.connections)
 
 
 async def warmed_up(start, origin, ca, **settings):
@@ -64,7 +63,7 @@ async def test_warm_connections_keep_every_ticket_and_the_next_ones_resume(start
         if opened["full"] == 3:
             break
     await wait_for(lambda: events(proxy).get("stored") == 6)
-    assert proxy.worker.status()["upstreams"]["app"]["regions"][0]["endpoints"][0]["tls_sessions"] == 6
+    assert (await proxy.worker.status())["upstreams"]["app"]["regions"][0]["endpoints"][0]["tls_sessions"] == 6
     for connection in origin.connections:
         connection.transport.abort()
     await wait_for(lambda: opened["resumed"] == 3)
@@ -169,7 +168,7 @@ async def test_a_client_that_leaves_during_an_early_dial_leaves_nothing_behind(s
     await client.send(b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n")
     await wait_for(lambda: origin.requests)
     client.reset()
-    await wait_for(lambda: not proxy.pool.connections and not proxy.pool.dialling)
+    await wait_for(lambda: not proxy.pool.stock.connections and not proxy.pool.dials.under_way)
     await proxy.quiet()
 
 
@@ -239,7 +238,7 @@ async def test_between_two_proxies(start, files, ca, protocol):
     assert (await client.get(b"/first")).status == 200
     await wait_for(lambda: events(proxy).get("stored"))
     edge.listener.abort()
-    await wait_for(lambda: not proxy.pool.connections)
+    await wait_for(lambda: not proxy.pool.stock.connections)
     assert (await client.get(b"/second")).status == 200
     assert proxy.pool.counters.opened["early"] == 1
     assert (await client.get(b"/third")).status == 200
@@ -274,7 +273,7 @@ async def test_an_early_request_into_a_black_hole_waits_for_one_dial(start, orig
     proxy = await start(text)
     client = await proxy.connect()
     assert (await client.get()).status == 200
-    await wait_for(lambda: proxy.upstream.sessions_of(proxy.pool.target.endpoint).held)
+    await wait_for(lambda: proxy.upstream.reach.sessions_of(proxy.pool.target.endpoint).held)
     await cold(proxy, origin)
     proxy.pool.target.not_before = monotonic() + 60  # where second tries go is another matter
     receive, before = Connection.data_received, len(origin.connections)
@@ -287,5 +286,5 @@ async def test_an_early_request_into_a_black_hole_waits_for_one_dial(start, orig
     assert (await client.get(b"/early")).status == 200
     assert [one.head.split()[1] for one in far.requests] == [b"/early"]
     assert 1 <= len(origin.connections) - before <= 2
-    await wait_for(lambda: not proxy.pool.dialling)
+    await wait_for(lambda: not proxy.pool.dials.under_way)
     far.close()

@@ -323,8 +323,8 @@ class Request:
         return self.proxy.balancer.pick_alternate(self.proxy.clock.now, tried, warm_only)
 
     def _pays(self, verdict: Next, endpoint: EndpointState) -> bool:
-        balancer = self.proxy.balancer
-        return not must_pay(verdict, endpoint.region.weight) or balancer.take_retry(self.proxy.clock.now)
+        region, balancer = endpoint.region, self.proxy.balancer
+        return not must_pay(verdict, region.weight, region.headroom) or balancer.take_retry(self.proxy.clock.now)
 
     def _hedge(self) -> None:
         if self.done or not may_hedge_now(complete=True, body_kept=True, tries_open=self._tries_open()):
