@@ -38,7 +38,7 @@ from .questions import merge
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from proxy.http.connection import ConnectionStream
+    from proxy.http.carrier import ConnectionStream
     from proxy.http.message import Fields
     from proxy.loop.background import Background
     from proxy.loop.timers import Timers

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from proxy.exchange.service import BoundRoute
 from proxy.upstream.links import SocketPool
+from routing import report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 async def upstream_status(upstream: UpstreamRuntime, now: float, bites: Bites) -> dict[str, Any]:
     """Routing's snapshot with the pools' numbers added to each endpoint."""
-    found = upstream.balancer.snapshot(now)
+    found = report.snapshot(upstream.balancer, now)
     await bites.rest()
     pools: dict[tuple[str, str], list[Pool | SocketPool]] = {}
     every: tuple[Pool | SocketPool, ...] = (*upstream.every_pool(), *upstream.every_socket_pool())
@@ -32,7 +33,7 @@ async def upstream_status(upstream: UpstreamRuntime, now: float, bites: Bites) -
         for endpoint in region["endpoints"]:
             mine = pools.get((region["region"], endpoint["endpoint"]), [])
             endpoint["pool"] = _pool_status(mine)
-            error = next((pool.last_error for pool in mine if pool.last_error is not None), None)
+            error = next((pool.dials.last_error for pool in mine if pool.dials.last_error is not None), None)
             if error is not None:
                 endpoint["last_error"] = error.details
             await bites.rest()
@@ -48,13 +49,13 @@ def _pool_status(pools: list[Pool | SocketPool]) -> dict[str, Any]:
     opened: dict[str, int] = {}
     counted: list[PoolCounters] = []
     for pool in pools:
-        idle += len(pool.idle)
-        dialling += pool.dialling
+        dialling += pool.dials.under_way
         if isinstance(pool, SocketPool):
+            idle += len(pool.idle)
             busy += pool.open
         else:
-            idle += sum(1 for connection in pool.shared if not connection.streams)
-            busy += pool.busy
+            idle += len(pool.stock.without_requests())
+            busy += pool.stock.busy
             waiting += len(pool.waiters)
         if not any(pool.counters is one for one in counted):  # a closed pool's successor counts on
             counted.append(pool.counters)
@@ -104,7 +105,7 @@ def explain(url: str, method: str, leads: Iterable[Service | TunnelListener], no
             "region": chosen.region.name if chosen is not None else None,
             "endpoint": str(chosen.endpoint) if chosen is not None else None,
             "warm_connections": chosen.ready if chosen is not None else 0,
-            "regions": upstream.balancer.explain(now),
+            "regions": report.explain(upstream.balancer, now, None),
         }
         if chosen is not None and route.hedge is not None:
             delay = upstream.balancer.hedge_delay(now, chosen)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 from proxy.errors import Kind, ProxyError
 from proxy.http.connection import BULK_BYTES, ConnectionStream
 from proxy.http.message import HeadersReceived, HeadRefused, RequestHead
+from proxy.net.kernel import socket_of, tcp_info
 from tlscache.engine import State as TLSState
 
 from .prelude import Opening, State
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 IDLE_S: Final = 300.0
 DRAIN_IDLE_S: Final = 0.5
+"""At most so long, and two of its round trips and `DRAIN_MARGIN_S`, a client that is idle as a drain begins has for a
+request that is on its way. A restart waits for it, and refuses clients meanwhile."""
+DRAIN_MARGIN_S: Final = 0.05
 LINGER_S: Final = 2.0
 GOAWAY_S: Final = 2.0
 """How long a client has to notice a GOAWAY: what it sends after the last one is refused."""
@@ -314,7 +318,7 @@ class ServerConnection(Opening):
 
     def drain(self) -> None:
         """Take no new requests. An idle HTTP/1.1 client may be sending one right now: it is still answered, with
-        `connection: close`, and only after `DRAIN_IDLE_S` of silence does the connection end.
+        `connection: close`, and only after a silence (`_silence_s`) does the connection end.
         """
         if self.state is _OPEN:
             if self.codec.multiplexed or self.streams or self.codec.partial:
@@ -326,10 +330,15 @@ class ServerConnection(Opening):
             else:
                 self.draining = True
                 now = self.turn.now
-                self.listener.timers.set(self, now + DRAIN_IDLE_S, now)
+                self.listener.timers.set(self, now + self._silence_s(), now)
         elif self.state is _PRELUDE and self.engine is None and not self.prelude and self.proxy_header is None:
             # It has said nothing yet, but its first request may be on its way.
-            self.listener.timers.set(self, self.turn.now + DRAIN_IDLE_S, self.turn.now)
+            self.listener.timers.set(self, self.turn.now + self._silence_s(), self.turn.now)
+
+    def _silence_s(self) -> float:
+        """After how long nothing can be on its way any more that was sent before the drain."""
+        rtt_s = tcp_info(socket_of(self.transport))[0] if self.transport is not None else 0.0
+        return min(DRAIN_IDLE_S, DRAIN_MARGIN_S + 2 * rtt_s)
 
     def close_gracefully(self) -> None:
         """The last answer has been written: shut down our side, then read on until the client has closed too."""

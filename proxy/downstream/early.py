@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.errors import Kind, ProxyError
 from proxy.http.stream import StreamHandler
+from routing.retry import SAFE_METHODS
 from tlscache.early_data import may_travel_early
 
 if TYPE_CHECKING:
-    from proxy.http.connection import ConnectionStream
+    from proxy.http.carrier import ConnectionStream
     from proxy.http.message import Fields, RequestHead, ResponseHead
     from proxy.http.stream import RequestHandler
 
@@ -85,7 +86,8 @@ class EarlyRequests:
     def take(self, handler: RequestHandler, stream: ConnectionStream, head: RequestHead, end: bool) -> None:
         """A request in 0-RTT data: a safe one goes on, saying so; others wait for the handshake, or are refused."""
         upgrade, expect = len(head.upgrade) > 0, head.expect_continue
-        if may_travel_early(head.method, enabled=True, has_body=not end, upgrade=upgrade, expect_continue=expect):
+        safe = head.method in SAFE_METHODS
+        if may_travel_early(safe=safe, enabled=True, has_body=not end, upgrade=upgrade, expect_continue=expect):
             head.early = True
             handler.on_headers(head, end)
         elif len(self._waiting) < HELD_MAX:

@@ -8,43 +8,24 @@ Rules:
 - What a peer has sent ahead (`Codec.pending`) is read in turns with the other connections, a bounded piece each time;
   so is what it sends faster than `BULK_TURN_BYTES` a pass of the event loop.
 - An exception out of our own code ends this connection, and no other one (`break_down`).
-- Reading stops while the codec's bound of unconsumed bytes is full (`Codec.reading`), and goes on when they have been
-  consumed.
-- A stream is done when both of its halves have ended; the subclass is told by `stream_done`.
 - After `connection_lost` every open stream has had its `on_reset`, and nothing calls back any more.
 """
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from proxy.errors import Kind, ProxyError
+from proxy.net.kernel import reset_on_close, socket_of
 
-from .message import (
-    ConnectionFailed,
-    DataReceived,
-    GoAway,
-    HeadersReceived,
-    HeadRefused,
-    LimitsChanged,
-    PingAcknowledged,
-    StreamReset,
-    StreamWritable,
-    TrailersReceived,
-)
-from .stream import Stream
+from .carrier import Carrier, ConnectionStream
 
 if TYPE_CHECKING:
-    from proxy.errors import ProxyError as Error
+    import asyncio
+
     from proxy.loop.turn import Turn
     from tlscache.engine import TLSEngine
-
-    from .message import Event, Fields, RequestHead, ResponseHead
-    from .stream import Codec, StreamHandler
 
 WRITE_HIGH_WATER: Final = 64 * 1024
 UNREAD_MAX: Final = 1024 * 1024
@@ -56,233 +37,30 @@ BULK_TURN_BYTES: Final = 1024 * 1024
 """The event loop reads again at once while a read fills its buffer: after so many bytes of such reads, others have
 their turn.
 """
-_TCP_INFO_BYTES: Final = 256
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger
 
 
-class ConnectionStream(Stream):
-    """A `Stream`: one request's half of a connection."""
-
-    __slots__ = ("blocked", "connection", "handler", "held", "id", "paused", "received_end", "sent_end", "unconsumed")
-
-    def __init__(self, connection: Connection, stream_id: int, handler: StreamHandler | None) -> None:
-        self.connection = connection
-        self.id = stream_id
-        self.handler = handler
-        self.paused = 0
-        self.unconsumed = 0
-        self.blocked = False  # the handler waits for `on_writable`
-        self.held = False  # because the codec holds bytes back (else: because the socket does)
-        self.received_end = False
-        self.sent_end = False
-
-    def __repr__(self) -> str:
-        return f"<stream {self.id} of {self.connection!r}>"
-
-    def send_headers(self, head: RequestHead | ResponseHead, end: bool) -> None:
-        """Send a head. `end`: nothing follows."""
-        connection = self.connection
-        connection.codec.send_headers(self.id, head, end)
-        if not connection.dirty:
-            connection.touch()
-        if end:
-            self.sent_end = True
-            if self.received_end:
-                connection.end_stream(self)
-
-    def send_data(self, data: bytes, end: bool) -> bool:
-        """Send body bytes. False: above the high-water mark; `on_writable` follows."""
-        connection = self.connection
-        free = connection.codec.send_data(self.id, data, end)
-        if not connection.dirty:
-            connection.touch()
-        if end:
-            self.sent_end = True
-            if self.received_end:
-                connection.end_stream(self)
-            return True
-        if free and connection.writable:
-            return True
-        self.blocked = True
-        self.held = not free
-        return False
-
-    def send_trailers(self, fields: Fields) -> None:
-        """Send the trailer section and end the message."""
-        connection = self.connection
-        connection.codec.send_trailers(self.id, fields)
-        if not connection.dirty:
-            connection.touch()
-        self.sent_end = True
-        if self.received_end:
-            connection.end_stream(self)
-
-    def pause(self) -> None:
-        """Stop giving the peer credit. Counted."""
-        self.paused += 1
-
-    def resume(self) -> None:
-        """Undo one `pause`; at zero the peer gets its credit back."""
-        self.paused -= 1
-        if not self.paused and self.unconsumed:
-            size, self.unconsumed = self.unconsumed, 0
-            self.connection.give_credit(self.id, size)
-
-    def reset(self, error: Error | None) -> None:
-        """End the stream at once. Idempotent; no callback follows."""
-        if self.handler is None:
-            return
-        self.handler = None
-        connection = self.connection
-        if connection.streams.get(self.id) is self:
-            connection.codec.reset(self.id, error)
-            connection.touch()
-            connection.end_stream(self)
-
-
-class Connection:
+class Connection(Carrier):
     """What both roles share: an asyncio protocol. `ServerConnection` (listener) and `ClientConnection` (pool) subclass
     it.
     """
 
     __slots__ = (
         "bulk_left",
-        "codec",
-        "dirty",
         "engine",
         "eof_sent",
         "read_paused",
-        "streams",
         "transport",
-        "turn",
         "waiting",
-        "writable",
     )
 
-    codec: Codec  # set when the protocol is known: at once, or by ALPN or the first bytes
-
     def __init__(self, turn: Turn) -> None:
-        self.turn = turn
+        super().__init__(turn)
         self.transport: asyncio.Transport | None = None
         self.engine: TLSEngine | None = None
-        self.streams: dict[int, ConnectionStream] = {}
-        self.dirty = False
         self.waiting = False  # for its turn
         self.bulk_left = BULK_TURN_BYTES
-        self.writable = True
         self.read_paused = False
         self.eof_sent = False
-
-    # -- what a subclass does ----------------------------------------------------------------------
-
-    def on_request(self, event: HeadersReceived | HeadRefused) -> None:
-        """Server role: a new request (or one that can't be accepted)."""
-        raise NotImplementedError
-
-    def stream_done(self, stream: ConnectionStream) -> None:
-        """Both halves of the stream have ended, or it was reset."""
-        raise NotImplementedError
-
-    def on_goaway(self, calm: bool) -> None:
-        """The peer takes no new streams (`calm`: because we ask too much of it)."""
-
-    def on_limits(self) -> None:
-        """What may be opened on this connection has changed."""
-
-    def on_ping(self, payload: bytes) -> None:
-        """The peer acknowledged a PING of ours."""
-
-    def on_failed(self, error: Error) -> None:
-        """The codec can't go on; the connection closes once flushed."""
-
-    def close_gracefully(self) -> None:
-        """`codec.closing` is true and everything is flushed: close the socket the way this role does."""
-        self.close()
-
-    # -- events ------------------------------------------------------------------------------------
-
-    def deliver(self, events: list[Event]) -> None:
-        """Hand a codec's events to their streams."""
-        streams = self.streams
-        for event in events:
-            if isinstance(event, DataReceived):
-                stream = streams.get(event.stream_id)
-                if stream is None or (handler := stream.handler) is None:
-                    self.give_credit(event.stream_id, event.size)
-                    continue
-                end = event.end
-                if end:
-                    stream.received_end = True
-                handler.on_data(event.data, end)
-                if stream.paused:
-                    stream.unconsumed += event.size
-                elif event.size:
-                    self.codec.consumed(event.stream_id, event.size)
-                if end and stream.sent_end and stream.handler is not None:
-                    self.end_stream(stream)
-            elif isinstance(event, HeadersReceived):
-                stream = streams.get(event.stream_id)
-                if stream is None:
-                    self.on_request(event)
-                elif (handler := stream.handler) is not None:
-                    if event.end:
-                        stream.received_end = True
-                    handler.on_headers(event.head, event.end)
-                    if event.end and stream.sent_end and stream.handler is not None:
-                        self.end_stream(stream)
-            else:
-                self._deliver_rare(event)
-
-    def _deliver_rare(self, event: Event) -> None:
-        match event:
-            case TrailersReceived():
-                stream = self.streams.get(event.stream_id)
-                if stream is not None and stream.handler is not None:
-                    stream.received_end = True
-                    stream.handler.on_trailers(event.fields)
-                    if stream.sent_end and stream.handler is not None:
-                        self.end_stream(stream)
-            case StreamReset():
-                stream = self.streams.get(event.stream_id)
-                if stream is not None:
-                    self._reset_stream(stream, event.error)
-            case StreamWritable():
-                stream = self.streams.get(event.stream_id)
-                if stream is not None:
-                    stream.held = False
-                    if stream.blocked and self.writable and stream.handler is not None:
-                        stream.blocked = False
-                        stream.handler.on_writable()
-            case HeadRefused():
-                self.on_request(event)
-            case GoAway():
-                self.on_goaway(event.calm)
-            case LimitsChanged():
-                self.on_limits()
-            case PingAcknowledged():
-                self.on_ping(event.payload)
-            case ConnectionFailed():
-                self.on_failed(event.error)
-
-    def _reset_stream(self, stream: ConnectionStream, error: Error) -> None:
-        handler, stream.handler = stream.handler, None
-        if handler is not None:
-            handler.on_reset(error)  # a server's handler may still answer on it: 400 for a malformed body
-        self.end_stream(stream)
-
-    def end_stream(self, stream: ConnectionStream) -> None:
-        """Forget a stream, once."""
-        if self.streams.pop(stream.id, None) is not None:
-            stream.handler = None
-            if stream.unconsumed:
-                size, stream.unconsumed = stream.unconsumed, 0
-                self.codec.consumed(stream.id, size)  # the connection's window is everybody's
-            self.stream_done(stream)
-
-    def give_credit(self, stream_id: int, size: int) -> None:
-        """Body bytes have left our buffers."""
-        self.codec.consumed(stream_id, size)
-        self.touch()
 
     # -- socket to codec ---------------------------------------------------------------------------
 
@@ -431,6 +209,10 @@ class Connection:
 
     # -- the end -----------------------------------------------------------------------------------
 
+    def close_gracefully(self) -> None:
+        """`codec.closing` is true and everything is flushed: close the socket the way this role does."""
+        self.close()
+
     def close(self) -> None:
         """Close after what is buffered has been written; with TLS, close_notify first."""
         transport = self.transport
@@ -449,22 +231,13 @@ class Connection:
         if transport is not None and not transport.is_closing():
             self.flush()
             with suppress(OSError):
-                socket_of(transport).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                reset_on_close(socket_of(transport))
             transport.abort()
 
     def abort(self) -> None:
         """Close at once; what is buffered is lost."""
         if self.transport is not None:
             self.transport.abort()
-
-    def fail_streams(self, error: Error) -> None:
-        """Reset every open stream towards its handler. One that raises is reported, and the others are reset too."""
-        for stream in list(self.streams.values()):
-            try:
-                self._reset_stream(stream, error)
-            except Exception as fault:
-                self.streams.pop(stream.id, None)
-                self.turn.report(stream, fault)
 
     def break_down(self, error: Exception) -> None:
         """Our code for this connection raised: it ends at once, and every stream's handler hears of it."""
@@ -504,48 +277,4 @@ class Connection:
         """After the last stream was reset."""
 
 
-def tcp_info(sock: socket.socket) -> tuple[float, int, int]:
-    """(smoothed RTT in seconds, unacknowledged segments, bytes acknowledged) from the kernel's TCP_INFO; zeros where
-    there is none.
-
-    Layout: linux/tcp.h `struct tcp_info`; the offsets have been stable since 4.1.
-    """
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:
-        return 0.0, 0, 0
-    if len(info) < 136:
-        return 0.0, 0, 0
-    unacked = struct.unpack_from("=I", info, 24)[0]
-    rtt_us = struct.unpack_from("=I", info, 68)[0]
-    bytes_acked = struct.unpack_from("=Q", info, 120)[0]
-    return rtt_us / 1e6, unacked, bytes_acked
-
-
-def unacknowledged_s(sock: socket.socket) -> float:
-    """Seconds since the peer last acknowledged anything, while something waits for it; 0.0 where nothing does.
-
-    From `struct tcp_info`: tcpi_unacked, tcpi_last_ack_recv (milliseconds).
-    """
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:
-        return 0.0
-    if len(info) < 60:
-        return 0.0
-    unacked, last_ack_ms = struct.unpack_from("=I28xI", info, 24)
-    return last_ack_ms / 1e3 if unacked else 0.0
-
-
-def tcp_bytes_sent(sock: socket.socket) -> int:
-    """Data bytes that the kernel has sent (TCP_INFO's `tcpi_bytes_sent`, Linux 4.19); -1 where it does not say."""
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:
-        return -1
-    return int(struct.unpack_from("=Q", info, 200)[0]) if len(info) >= 208 else -1
-
-
-def socket_of(transport: asyncio.BaseTransport) -> Any:
-    """The transport's socket (uvloop's stand-in for one), for options and kernel counters."""
-    return transport.get_extra_info("socket")
+__all__ = ["BULK_BYTES", "WRITE_HIGH_WATER", "Connection", "ConnectionStream", "socket_of"]

@@ -14,7 +14,7 @@ from .connection import Connection
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .connection import ConnectionStream
+    from .carrier import ConnectionStream
     from .message import Field
     from .stream import RequestHandler
 

@@ -85,7 +85,7 @@ def rehearse(listener: Listener, service: Service, upstream: UpstreamRuntime, ro
         transport = Nowhere()
         connection.connection_made(transport)  # type: ignore[arg-type]
         connection.expires = float("inf")
-        pool.connections.add(connection)
+        pool.stock.connections.add(connection)
         pool.release(connection)
         connections.append((connection, transport, H2ServerCodec(H2Limits()) if connection.codec.multiplexed else None))
     service.route((route,), {route.upstream: upstream}, warm=False)

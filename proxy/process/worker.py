@@ -27,13 +27,13 @@ from proxy.loop.loop import Loop
 from proxy.net.resolver import Resolver
 from proxy.observe.access_log import AccessLog
 from proxy.observe.metrics import Snapshot, export_log
-from proxy.upstream.sessions import Sessions
 from proxy.upstream.upstream import UpstreamRuntime
 
 from .contexts import server_contexts, worker_count
 from .leaving import Leaving
 from .listeners import leads_of, new_listener, settings_of
 from .rehearsal import rehearse
+from .sessions import export_sessions, open_sessions, sessions_per_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -75,7 +75,7 @@ class Worker:
         self.background = self.loop.background
         self.resolver = Resolver(self.background)
         self.access_log = _access_log(config)
-        self.sessions = Sessions.open(config, worker_count(config), log)
+        self.sessions = open_sessions(config, worker_count(config), log)
         self.listeners: dict[str, AnyListener] = {}
         self.upstreams: dict[str, UpstreamRuntime] = {}
         self.leaving = Leaving()
@@ -217,7 +217,8 @@ class Worker:
         change = diff(self.config, config)
         contexts = server_contexts(config, self.ticket_keys, self._kept_contexts(config))
         kept = {name: self.upstreams[name] for name in config.upstreams if name in self.upstreams}
-        reaches = {name: kept[name].prepare(config.upstreams[name]) for name in change.upstreams_changed}
+        changed = [name for name in kept if name in change.upstreams_changed or not kept[name].reach.is_current]
+        reaches = {name: kept[name].prepare(config.upstreams[name]) for name in changed}
         added = {name: self._new_upstream(config, name) for name in change.upstreams_added}
         upstreams = {**kept, **added}
         access_log = self.access_log
@@ -274,14 +275,16 @@ class Worker:
                 listener = self.listeners[name]
                 listener.adopt(settings_of(config, section, contexts))
             leads_of(listener).route(config.routes(section), upstreams)
-        self.sessions.resize(config)
+        self.sessions.resize(sessions_per_scope(config, self.sessions.workers))
         self.leaving.let_go()
 
     def _kept_contexts(self, config: Config) -> dict[str, ServerContext]:
+        """Of listeners whose TLS is the same to the last file: whoever asks for a reload need not wait for
+        `CERTIFICATES_S`, and hears of a file that can't be used.
+        """
         old = {section.name: section.tls for section in self.config.listeners}
-        return {
-            s.name: self.contexts[s.name] for s in config.listeners if s.tls is not None and s.tls == old.get(s.name)
-        }
+        same = [one.name for one in config.listeners if one.tls is not None and one.tls == old.get(one.name)]
+        return {name: self.contexts[name] for name in same if self.contexts[name].is_current}
 
     def _close_listener(self, listener: AnyListener) -> None:
         self.leaving.listeners.append(listener)
@@ -358,7 +361,7 @@ class Worker:
         for upstream in [*self._every_upstream()]:
             for _ in upstream.exporting(snapshot, monotonic()):
                 await bites.rest()
-        self.sessions.export(snapshot)
+        export_sessions(self.sessions, snapshot)
         snapshot.add("access_log_dropped", self.access_log.dropped)
         export_log(snapshot, self.log)
         return snapshot

@@ -1,6 +1,4 @@
-"""A connection to an endpoint: dialled by its pool, lent to attempts, given back.
-
-CONNECTING ── handshake done ──> READY <──> BUSY ──> CLOSED
+"""A connection to an endpoint over TCP or a Unix socket: how it opens, and what its bytes mean (`pooled` has the rest).
 
 0-RTT: a request that waits for the connection may ride in its first flight (`_send_early`): it is tied to this
 connection from the moment when the ClientHello is written. Accepted, it is simply under way when the handshake is done.
@@ -12,50 +10,31 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from proxy.errors import Kind, ProxyError
-from proxy.http.connection import (
-    BULK_BYTES,
-    WRITE_HIGH_WATER,
-    Connection,
-    ConnectionStream,
-    socket_of,
-    tcp_bytes_sent,
-    tcp_info,
-)
-from proxy.net.dial import connect_error
+from proxy.http.connection import BULK_BYTES, WRITE_HIGH_WATER, ConnectionStream
+from proxy.net.dial import connect_error, is_deferred
+from proxy.net.kernel import socket_of, tcp_bytes_sent, tcp_info
 from tlscache.early_data import EARLY_BYTES_MAX
 from tlscache.engine import State as TLSState
 
-_PING: Final = b"onetrip!"
+from .pooled import PooledConnection, State
+
 LAST_WORDS_BYTES_MAX: Final = 1024 * 1024
 """What is read of a connection that broke; the kernel's receive buffers hold little more."""
 _READ_BYTES: Final = 64 * 1024
 
 if TYPE_CHECKING:
     from proxy.errors import ProxyError as Error
-    from proxy.exchange.attempt import Attempt
-    from proxy.http.message import HeadersReceived, HeadRefused
-    from proxy.http.stream import StreamHandler
     from proxy.loop.turn import Turn
+    from tlscache.cache import EndpointSessions
     from tlscache.engine import TLSEngine
     from tlscache.session import Session
 
-    from .pool import Pool
-    from .sessions import EndpointSessions
-
-
-class State(Enum):
-    """Where a connection to an endpoint stands. APART: its owner uses it alone (health checks), no pool sees it."""
-
-    CONNECTING = "connecting"
-    READY = "ready"
-    BUSY = "busy"
-    APART = "apart"
-    CLOSED = "closed"
+    from .contract import ConnectionOwner, PoolContext, Waiter
+    from .reach import Reach
 
 
 # As constants: an attribute of an Enum class costs the hot path a look-up each time.
@@ -67,63 +46,26 @@ _TLS_OPEN: Final = TLSState.OPEN
 _TLS_HANDSHAKING: Final = TLSState.HANDSHAKING
 
 
-class ClientConnection(Connection):
-    """The upstream role. `seconds` are what its dial took: (dns, tcp, tls)."""
+class ClientConnection(PooledConnection):
+    """How a connection to an endpoint opens, and what its bytes mean."""
 
-    __slots__ = (
-        "_handshaking_since",
-        "bytes_sent",
-        "early",
-        "expires",
-        "handshake",
-        "idle_since",
-        "lent",
-        "may_carry",
-        "offered",
-        "peer",
-        "ping_since",
-        "pinged_at",
-        "pool",
-        "ready",
-        "request_offset",
-        "seconds",
-        "sessions",
-        "stale",
-        "state",
-        "unanswered_since",
-        "uses",
-    )
+    __slots__ = ("_handshaking_since", "early", "may_carry", "offered", "ready", "sessions")
 
     def __init__(
-        self, turn: Turn, pool: Pool, sessions: EndpointSessions | None = None, offered: Session | None = None
+        self,
+        turn: Turn,
+        pool: ConnectionOwner,
+        sessions: EndpointSessions | None = None,
+        offered: Session | None = None,
     ) -> None:
-        super().__init__(turn)
-        self.pool = pool
+        super().__init__(turn, pool)
         self.sessions = sessions  # None: plaintext
         self.offered = offered
         self.may_carry = False  # a request may ride in the first flight
-        self.early: Attempt | None = None  # the one that does, until the handshake is done
-        self.lent = False  # the pool has lent it before its dial was done
+        self.early: Waiter | None = None  # the one that does, until the handshake is done
         self.engine = sessions.new_engine(offered) if sessions is not None else None
-        self.state = _CONNECTING
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.handshake = "plain"
-        self.seconds = (0.0, 0.0, 0.0)
-        self.uses = 0
-        self.peer = ""  # the address that it leads to; "": none (a Unix socket)
-        self.stale = False  # the endpoint's name no longer has that address
-        self.idle_since = 0.0
-        self.expires = 0.0
-        self.unanswered_since = 0.0  # all that the peer has not acknowledged was written after that; 0.0: nothing
-        self.ping_since = 0.0  # a PING is out since then; 0.0: none
-        self.pinged_at = monotonic()
-        self.bytes_sent = 0
-        self.request_offset = 0
         self._handshaking_since = 0.0
-
-    def __repr__(self) -> str:
-        where = self.pool.target.endpoint
-        return f"<ClientConnection to {where} {self.state.value} uses={self.uses} streams={len(self.streams)}>"
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -172,7 +114,7 @@ class ClientConnection(Connection):
         finally:
             self.turn.end()
 
-    def _settle_early(self, attempt: Attempt, rejected: bool) -> None:
+    def _settle_early(self, attempt: Waiter, rejected: bool) -> None:
         """The handshake is done: the early request is under way, or is to be sent again."""
         self.early = None
         wanted = len(self.streams) > 0  # else it was given up meanwhile
@@ -189,7 +131,7 @@ class ClientConnection(Connection):
         if rejected:
             attempt.on_early_rejected(self)
         else:
-            attempt.early = False
+            attempt.on_early_accepted()
             if self.codec.closing:
                 self.retire_after_flush()
 
@@ -357,15 +299,6 @@ class ClientConnection(Connection):
         sent = tcp_bytes_sent(socket_of(self.transport))
         return 0 <= sent <= self.request_offset
 
-    def touch(self) -> None:
-        """There is something to send. A connection that several requests share waits for the others of this moment."""
-        if not self.dirty:
-            self.dirty = True
-            if len(self.streams) > 1:
-                self.turn.add_later(self)
-            else:
-                self.turn.add(self)
-
     def flush(self) -> None:
         """As `Connection.flush`, counting bytes."""
         self.dirty = False
@@ -385,7 +318,7 @@ class ClientConnection(Connection):
                 self.unanswered_since = self.turn.now
             transport.write(data)
         if codec.closing or self.state is _CLOSED:
-            self._leave()
+            self.leave()
             if transport.get_write_buffer_size() > len(data):
                 self.abort()  # the origin does not take even what was written before
             else:
@@ -410,103 +343,6 @@ class ClientConnection(Connection):
         else:
             super().take_turn()
 
-    def probe_path(self, now: float, every_s: float, dead_after_s: float) -> bool:
-        """A PING now and then. False: the last one was not answered in time, the path is dead."""
-        if self.ping_since:
-            return now - self.ping_since < dead_after_s
-        if now - self.pinged_at >= every_s:
-            self.pinged_at = self.ping_since = now
-            self.codec.ping(_PING)
-            self.touch()
-        return True
-
-    def on_ping(self, payload: bytes) -> None:
-        """The origin answered a PING: its round trip."""
-        if payload == _PING and self.ping_since:
-            rtt_s, self.ping_since = monotonic() - self.ping_since, 0.0
-            self.pool.on_round_trip(rtt_s)
-
-    # -- requests ----------------------------------------------------------------------------------
-
-    def open(self, handler: StreamHandler) -> ConnectionStream:
-        """Start a request."""
-        stream_id = self.codec.open_stream()
-        stream = ConnectionStream(self, stream_id, handler)
-        if not self.streams:
-            self.unanswered_since = 0.0  # what was sent between requests (acknowledgements) is answered by nobody
-        self.streams[stream_id] = stream
-        self.uses += 1
-        self.request_offset = self.bytes_sent
-        return stream
-
-    def stream_done(self, stream: ConnectionStream) -> None:
-        """A request ended: back to the pool, or away."""
-        if self.state is _BUSY or self.state is _READY:
-            codec = self.codec
-            if codec.closing:
-                self.retire_after_flush()
-            elif codec.can_open:
-                self.pool.release(self)
-            elif codec.multiplexed and not self.streams:
-                self.retire_after_flush()  # it takes no more (GOAWAY), and its last request has ended
-
-    def on_request(self, event: HeadersReceived | HeadRefused) -> None:
-        """A response on a stream that we gave up: nobody waits for it."""
-
-    def on_goaway(self, calm: bool) -> None:
-        """The origin drains this connection: finish what is open, take nothing new."""
-        if calm:
-            self.pool.calm_down()
-        self.pool.withdraw(self)
-        if not self.streams:
-            self.retire_after_flush()
-
-    def on_limits(self) -> None:
-        """The origin said how many requests it takes at once, and whether upgrades are among them."""
-        if self.state is _READY or self.state is _BUSY:
-            self.pool.on_limits(self)
-
-    def on_failed(self, error: Error) -> None:
-        """The codec can't go on."""
-        self.fail_streams(error)
-        self.retire_after_flush()
-
-    # -- the end -----------------------------------------------------------------------------------
-
-    def retire_after_flush(self) -> None:
-        """Leave the pool now; the socket closes once what is buffered has gone."""
-        self._leave()
-        self.codec.drain()
-        self.touch()
-
-    def retire(self) -> None:
-        """Leave the pool and close. Bytes that the origin does not take are of no use to anybody any more."""
-        self._leave()
-        if self.transport is not None and self.transport.get_write_buffer_size():
-            self.abort()
-        else:
-            self.close()
-
-    def give_up(self, error: Error) -> None:
-        """The path is dead: end its requests now, and the socket with it."""
-        self.turn.begin()
-        try:
-            self.fail_streams(error)
-            self.abort()
-        finally:
-            self.turn.end()
-
-    def fail_streams(self, error: Error) -> None:
-        """Reset every open stream towards its handler; none of them may find its next try on this connection."""
-        if self.state is not _CONNECTING:
-            self._leave()
-        super().fail_streams(error)
-
-    def _leave(self) -> None:
-        if self.state is not _CLOSED:
-            self.state = _CLOSED
-            self.pool.lost(self)
-
     def close_gracefully(self) -> None:
         """The codec says that this connection is finished."""
         self.retire()
@@ -523,4 +359,38 @@ class ClientConnection(Connection):
             kind = Kind.TLS if self.engine is not None else Kind.TERMINATED
             self._fail_opening(ProxyError(kind, text, unprocessed=True))
         else:
-            self._leave()
+            self.leave()
+
+
+async def open_connection(
+    pool: ConnectionOwner, context: PoolContext, reach: Reach, *, resume: bool, apart: bool, carry: bool
+) -> ClientConnection:
+    """A new connection, handshaken, for a pool that has not got it yet. `resume`: with a session, where there is one;
+    `apart`: in the version that takes upgrades; `carry`: its first flight may carry a request that waits (it is the
+    pool's and `lent` then). Routing hears how long each phase took. Raises ProxyError; the caller bounds the time.
+    """
+    target = pool.target
+    sock, dns_s, tcp_s = await reach.open_socket(target.endpoint, reach.tls_socket_options)
+    deferred = reach.tls_socket_options.fast_open and is_deferred(sock)
+    if not deferred:
+        context.balancer.observe_connect(target, monotonic(), True, tcp_s, "tcp")
+    sessions = reach.sessions_of(target.endpoint, apart=apart)
+    offered = sessions.take() if sessions is not None and resume else None
+    connection = ClientConnection(context.turn, pool, sessions, offered)
+    connection.may_carry = carry
+    connection.seconds = (dns_s, tcp_s, 0.0)
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: cast(Any, connection), sock=sock)
+        await connection.ready
+    except asyncio.CancelledError:
+        connection.state = State.CLOSED
+        connection.abort()
+        raise
+    if deferred and connection.transport is not None:  # the SYN went with the ClientHello: the kernel has timed it
+        connection.peer = socket_of(connection.transport).getpeername()[0]
+        rtt_s = connection.rtt_s()
+        connection.seconds = (dns_s, rtt_s, connection.seconds[2])
+        context.balancer.observe_connect(target, monotonic(), True, rtt_s, "tcp")
+    if sessions is not None:
+        context.balancer.observe_connect(target, monotonic(), True, connection.seconds[2], "tls")
+    return connection

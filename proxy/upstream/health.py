@@ -17,24 +17,27 @@ from __future__ import annotations
 import asyncio
 import random
 from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.errors import Kind, ProxyError
 from proxy.http import grpc
-from proxy.http.connection import socket_of, unacknowledged_s
-from proxy.http.message import RequestHead, ResponseHead
-from proxy.http.stream import StreamHandler
+from proxy.http.message import RequestHead
 
-from .connection import State
-from .pool import replaced
+from .check import Check
+from .contract import replaced
+from .pooled import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from proxy.config.sections import HealthSection
-    from proxy.http.message import Fields
     from routing.balancer import EndpointState
 
     from .connection import ClientConnection
-    from .upstream import UpstreamRuntime
+    from .contract import PoolContext, UpstreamConnection
+    from .links import SocketPool
+    from .pool import Pool
+    from .reach import Reach
 
 DEAD_S: Final = 1.0
 DEAD_ROUND_TRIPS: Final = 5.0
@@ -42,60 +45,32 @@ SUSPECT_S: Final = 0.1
 SUSPECT_ROUND_TRIPS: Final = 2.0
 QUIET_S: Final = 5.0
 PROBE_TIMEOUT_S: Final = 2.0
-BODY_BYTES_MAX: Final = 1024
 _AGENT: Final = b"onetrip-health"
 
 
-class Check(StreamHandler):
-    """One health request on a connection: `done` becomes the status, or a ProxyError. `body` and `trailers` are the
-    answer's, the first kept up to `BODY_BYTES_MAX`.
-    """
+class Pools(Protocol):
+    """What checks and probes ask of their upstream."""
 
-    def __init__(self) -> None:
-        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.body = b""
-        self.trailers: Fields = []
-        self._status = 0
+    reach: Reach
+    context: PoolContext
 
-    def on_headers(self, head: RequestHead | ResponseHead, end: bool) -> None:
-        """The answer's head."""
-        status = cast("ResponseHead", head).status
-        if status >= 200:
-            self._status = status
-            if end:
-                self.trailers = head.fields
-                self._finish()
+    def every_pool(self) -> Iterator[Pool]:
+        """Those in use, and those whose last requests go on."""
 
-    def on_data(self, data: bytes, end: bool) -> None:
-        """Its body."""
-        self.body = (self.body + data)[:BODY_BYTES_MAX]
-        if end:
-            self._finish()
+    def pool_of(self, target: EndpointState) -> Pool:
+        """The pool of an endpoint's connections."""
 
-    def on_trailers(self, fields: Fields) -> None:
-        """Its end."""
-        self.trailers = fields
-        self._finish()
-
-    def on_writable(self) -> None:
-        """A health request has no body."""
-
-    def on_reset(self, error: ProxyError) -> None:
-        """It was cut."""
-        if not self.done.done():
-            self.done.set_exception(error)
-
-    def _finish(self) -> None:
-        if not self.done.done():
-            self.done.set_result(self._status)
+    def socket_pool(self, target: EndpointState, *, passthrough: bool) -> SocketPool:
+        """The L4 links to an endpoint. Raises ProxyError where a reload took it away."""
 
 
 class Health:
     """The checks and probes of one upstream in one worker."""
 
-    def __init__(self, upstream: UpstreamRuntime) -> None:
+    def __init__(self, upstream: Pools, section: HealthSection | None) -> None:
         self._upstream = upstream
-        self._section = upstream.section.health
+        self._context = upstream.context
+        self._section = section
         self._checks: dict[EndpointState, ClientConnection] = {}
         self._probing: set[EndpointState] = set()
         self._next_check: dict[EndpointState, float] = {}
@@ -106,12 +81,12 @@ class Health:
 
     def tick(self, now: float, links: bool) -> None:
         """Start what is due. `links`: the upstream serves L4 listeners only, so probes open no HTTP connections."""
-        upstream = self._upstream
+        context = self._context
         self._watch_unanswered(now)
-        for target in upstream.balancer.probes_wanted(now):
+        for target in context.balancer.probes_wanted(now):
             self._probe(target, links)
         section = self._section
-        for target in upstream.balancer.endpoints:
+        for target in context.balancer.endpoints:
             due = self._next_check.get(target)
             if due is None:
                 first = section.interval if section is not None else QUIET_S
@@ -121,35 +96,28 @@ class Health:
                     self._next_check[target] = now + section.interval * random.uniform(0.9, 1.1)
                     if target not in self._checking:
                         self._checking.add(target)
-                        upstream.background.start(self._check(target, links), f"check {target.endpoint}")
+                        context.background.start(self._check(target, section, links), f"check {target.endpoint}")
                 else:
                     self._next_check[target] = now + QUIET_S * random.uniform(0.8, 1.2)
                     if target.region.quiet(now):
                         self._probe(target, links)
 
     def _watch_unanswered(self, now: float) -> None:
-        balancer = self._upstream.balancer
+        balancer = self._context.balancer
         for pool in self._upstream.every_pool():
             target = pool.target
             rtt = target.floor.value
             suspect = SUSPECT_S + SUSPECT_ROUND_TRIPS * rtt
             allowed = DEAD_S + DEAD_ROUND_TRIPS * rtt
             worst = 0.0
-            dead: list[ClientConnection] = []
-            for connection in pool.connections:
-                since = connection.unanswered_since
-                if not connection.streams or not since or now - since < suspect or connection.transport is None:
-                    continue
-                waiting = unacknowledged_s(socket_of(connection.transport))
-                if not waiting:
-                    connection.unanswered_since = 0.0  # read, if not answered yet
-                    continue
-                seconds = min(waiting, now - since)
+            dead: list[UpstreamConnection] = []
+            for connection in pool.stock.connections:
+                seconds = connection.unacknowledged_s(now, suspect)
                 worst = max(worst, seconds)
                 if seconds > allowed:
                     dead.append(connection)
             every, patience = ping_times(pool.ping_every_s, allowed, rtt)
-            for connection in pool.shared:
+            for connection in pool.stock.shared:
                 if not connection.probe_path(now, every, patience) and connection not in dead:
                     dead.append(connection)
             if worst >= suspect:
@@ -163,7 +131,7 @@ class Health:
     def _probe(self, target: EndpointState, links: bool) -> None:
         if target not in self._probing:
             self._probing.add(target)
-            self._upstream.background.start(self._run_probe(target, links), f"probe {target.endpoint}")
+            self._context.background.start(self._run_probe(target, links), f"probe {target.endpoint}")
 
     async def _run_probe(self, target: EndpointState, links: bool) -> None:
         started = monotonic()
@@ -181,8 +149,8 @@ class Health:
 
     def _tell(self, target: EndpointState, ok: bool, seconds: float) -> None:
         """Routing hears of it, unless a reload took the endpoint away meanwhile."""
-        if not self._closed and target in self._upstream.balancer.endpoints:
-            self._upstream.balancer.observe_probe(target, monotonic(), ok, seconds)
+        if not self._closed and target in self._context.balancer.endpoints:
+            self._context.balancer.observe_probe(target, monotonic(), ok, seconds)
 
     async def _dial(self, target: EndpointState, links: bool) -> float | None:
         """Open a connection and keep it warm. Returns one round trip of it, in seconds; None where there is no room."""
@@ -194,9 +162,8 @@ class Health:
 
     # -- checks ------------------------------------------------------------------------------------
 
-    async def _check(self, target: EndpointState, links: bool) -> None:
-        section = self._section
-        assert section is not None
+    async def _check(self, target: EndpointState, section: HealthSection, links: bool) -> None:
+        """One check by `section`. A reload may put another in its place meanwhile; then the outcome says nothing."""
         started = monotonic()
         ok = False
         try:
@@ -219,7 +186,8 @@ class Health:
             self._checking.discard(target)
         # A check is a request and its answer: one round trip and some service time, like the requests that routing
         # measures.
-        self._tell(target, ok, monotonic() - started)
+        if section == self._section:
+            self._tell(target, ok, monotonic() - started)
 
     async def _ask(self, target: EndpointState, path: bytes) -> int:
         authority = self._upstream.reach.authority(target.endpoint)
@@ -247,7 +215,7 @@ class Health:
     async def _send(self, target: EndpointState, head: RequestHead, body: bytes) -> Check:
         pool = self._upstream.pool_of(target)
         connection = self._checks.get(target)
-        if connection is None or connection.transport is None or not connection.codec.can_open:
+        if connection is None or connection.transport is None or not connection.can_open:
             if connection is not None:
                 connection.abort()
             connection = await pool.connect()
@@ -258,7 +226,7 @@ class Health:
                 raise replaced(target.endpoint)
             self._checks[target] = connection
         check = Check()
-        turn = self._upstream.turn
+        turn = self._context.turn
         turn.begin()
         try:
             stream = connection.open(check)
@@ -272,16 +240,18 @@ class Health:
     def tick_codecs(self) -> None:
         """Once a second: what the checks' codecs count over time."""
         for connection in self._checks.values():
-            connection.codec.tick()
+            connection.tick()
 
     def adopt(self, section: HealthSection | None) -> None:
         """A reload: other checks, or other endpoints."""
-        endpoints = set(self._upstream.balancer.endpoints)
+        endpoints = set(self._context.balancer.endpoints)
         changed = section != self._section
         self._section = section
         for target, connection in list(self._checks.items()):
             if changed or target not in endpoints or connection.pool.closed:
-                self._checks.pop(target).abort()
+                del self._checks[target]
+                connection.fail_streams(replaced(target.endpoint))  # first: the abort alone would look like the peer's
+                connection.abort()
         for target in list(self._next_check):
             if changed or target not in endpoints:
                 del self._next_check[target]
@@ -302,4 +272,4 @@ def ping_times(keepalive_s: float, allowed_s: float, rtt_s: float) -> tuple[floa
     return max(keepalive_s - patience, keepalive_s / 2), patience
 
 
-__all__ = ["Check", "Health", "ping_times"]
+__all__ = ["Health", "ping_times"]

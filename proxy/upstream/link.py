@@ -4,7 +4,7 @@
          └──────────────┴──────────────────┴──> CLOSED (`error` says why a dial failed)
 
 A link belongs to a client's connection from `take` on. `on_done` is called exactly once for a dial that became READY
-or failed, perhaps before `SocketPool.dial` returns, and not for one that its owner closed.
+or failed, perhaps before the pool's `dial` returns, and not for one that its owner closed.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from proxy.errors import Kind, ProxyError
-from proxy.http.connection import tcp_info
 from proxy.loop.reactor import BROKEN, READ, UNWATCHED, WRITE
 from proxy.net.dial import connect_error, is_deferred, new_socket, no_source
+from proxy.net.kernel import has_hung_up, tcp_info
 from tlscache.engine import State as TLSState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.loop.timers import Timed
+    from proxy.net.dial import SocketOptions
     from proxy.net.resolver import SockAddress
+    from routing.balancer import EndpointState
+    from tlscache.cache import EndpointSessions
     from tlscache.engine import TLSEngine
     from tlscache.session import Session
 
-    from .links import SocketPool
-    from .sessions import EndpointSessions
+    from .contract import PoolContext
 
 RECEIVE_BYTES: Final = 64 * 1024
 _GREETING_SEEN: Final = select.EPOLLRDHUP  # an idle link that has bytes: only its end is of interest
 _UNDER_WAY: Final = (0, errno.EINPROGRESS)
-_ENDED: Final = (b"\x07", b"\x08")  # tcpi_state, the first octet of struct tcp_info: CLOSE and CLOSE_WAIT
 
 
 class State(Enum):
@@ -47,6 +48,49 @@ class State(Enum):
     HANDSHAKING = "handshaking"
     READY = "ready"
     CLOSED = "closed"
+
+
+class LinkOwner:
+    """What a link tells, and asks of, the pool that dialled it."""
+
+    __slots__ = ()
+
+    target: EndpointState
+    context: PoolContext
+    socket_options: SocketOptions
+    tls: bool
+
+    def tls_error(self, engine: TLSEngine) -> ProxyError:
+        """Why a handshake failed."""
+        raise NotImplementedError
+
+    def connect_s(self) -> float:
+        """How long a dial may take."""
+        raise NotImplementedError
+
+    def opened(self, link: Link) -> None:
+        """A dial succeeded."""
+        raise NotImplementedError
+
+    def failed(self, error: ProxyError) -> None:
+        """A dial failed."""
+        raise NotImplementedError
+
+    def lent(self) -> None:
+        """A client has one of the links."""
+        raise NotImplementedError
+
+    def ended(self) -> None:
+        """That client's connection is over."""
+        raise NotImplementedError
+
+    def lost(self, link: Link) -> None:
+        """An idle link died."""
+        raise NotImplementedError
+
+    def watch_tickets(self, link: Link) -> None:
+        """A link is handed out: its tickets may still be on their way."""
+        raise NotImplementedError
 
 
 class Link:
@@ -79,7 +123,7 @@ class Link:
 
     def __init__(
         self,
-        pool: SocketPool,
+        pool: LinkOwner,
         on_done: Callable[[Link], None],
         preface: bytes = b"",
         sessions: EndpointSessions | None = None,
@@ -125,7 +169,7 @@ class Link:
             return
         self.deferred = code == 0 and pool.socket_options.fast_open
         self._watch(WRITE)
-        pool.upstream.timers.set(self, self.born + pool.settings.connect_s, self.born)
+        pool.context.timers.set(self, self.born + pool.connect_s(), self.born)
 
     @property
     def peer_host(self) -> str:
@@ -144,7 +188,7 @@ class Link:
         self.seconds = seconds
         self.deferred = self.pool.socket_options.fast_open and is_deferred(sock)
         now = monotonic()
-        self.pool.upstream.timers.set(self, self.born + self.pool.settings.connect_s, now)
+        self.pool.context.timers.set(self, self.born + self.pool.connect_s(), now)
         self._connected()
 
     def fail(self, error: ProxyError) -> None:
@@ -154,11 +198,11 @@ class Link:
     def _watch(self, events: int) -> None:
         if self.sock is not None and events != self.events:
             self.events = events
-            self.pool.reactor.watch(self.sock.fileno(), events, self)
+            self.pool.context.reactor.watch(self.sock.fileno(), events, self)
 
     def on_timer(self, now: float) -> None:
         """The dial took too long."""
-        text = f"{self.pool.target.endpoint}: no connection within {self.pool.settings.connect_s:g} s"
+        text = f"{self.pool.target.endpoint}: no connection within {self.pool.connect_s():g} s"
         self._fail(ProxyError(Kind.CONNECT_TIMEOUT, text, unprocessed=True))
 
     def on_event(self, fd: int, events: int) -> None:
@@ -208,7 +252,7 @@ class Link:
             return
         if not data:
             engine.receive_eof()
-            self._fail(self.pool.reach.tls_error(self.pool.target.endpoint, engine))
+            self._fail(self.pool.tls_error(engine))
             return
         self.early += engine.receive(data)
         self._send(engine.data_to_send())
@@ -220,7 +264,7 @@ class Link:
                     self.seconds, _, _ = tcp_info(sock)  # the SYN went with the ClientHello
                 self._ready()
         elif engine.state is not TLSState.HANDSHAKING:
-            self._fail(self.pool.reach.tls_error(self.pool.target.endpoint, engine))
+            self._fail(self.pool.tls_error(engine))
 
     def _send(self, data: bytes) -> None:
         data = self._unsent + data
@@ -261,7 +305,7 @@ class Link:
 
     def _ready(self) -> None:
         self.state = State.READY
-        self.pool.upstream.timers.cancel(self)
+        self.pool.context.timers.cancel(self)
         self._tell()
 
     def _fail(self, error: ProxyError) -> None:
@@ -315,9 +359,7 @@ class Link:
         sock = self.sock
         if sock is None or self.state is not State.READY:
             return False
-        if sock.family == socket.AF_UNIX:
-            return True
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) not in _ENDED
+        return sock.family == socket.AF_UNIX or not has_hung_up(sock)
 
     def take(self) -> socket.socket:
         """The socket, for the caller from now on: it closes it, and hands its descriptor over in the reactor."""
@@ -330,8 +372,8 @@ class Link:
         """Give up. Idempotent."""
         self.state = State.CLOSED
         self.on_done = None
-        self.pool.upstream.timers.cancel(self)
+        self.pool.context.timers.cancel(self)
         sock, self.sock = self.sock, None
         if sock is not None:
-            self.pool.reactor.closing(sock.fileno())
+            self.pool.context.reactor.closing(sock.fileno())
             sock.close()

@@ -8,71 +8,63 @@ kernel's buffer.
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 from collections import deque
 from ipaddress import ip_address
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from proxy.errors import Kind, ProxyError
+from proxy.errors import ProxyError
 from proxy.observe.metrics import PoolCounters
 
-from .link import Link, State
+from .dials import Dials, expiry
+from .link import Link, LinkOwner, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.loop.reactor import Reactor
     from proxy.net.resolver import SockAddress
     from proxy.observe.metrics import Snapshot
     from routing.balancer import EndpointState
     from routing.model import Endpoint
+    from tlscache.cache import EndpointSessions
     from tlscache.engine import TLSEngine
 
-    from .pool import PoolSettings
+    from .contract import PoolContext
     from .reach import Reach
-    from .sessions import EndpointSessions
-    from .upstream import UpstreamRuntime
+    from .settings import PoolSettings
 
 LENT_MAX: Final = 64
 TICKETS_WAIT_S: Final = 5.0
-BACKOFF_MIN_S: Final = 0.1
-BACKOFF_MAX_S: Final = 5.0
 
 
-class SocketPool:
+class SocketPool(LinkOwner):
     """Warm links to one endpoint."""
 
     def __init__(
         self,
-        upstream: UpstreamRuntime,
+        context: PoolContext,
         target: EndpointState,
         settings: PoolSettings,
         reach: Reach,
         counters: PoolCounters,
         tls: bool,
     ) -> None:
-        self.upstream = upstream
+        self.context = context
         self.target = target
-        self.reactor: Reactor = upstream.reactor
         self.tls = tls
         self._address = _fixed_address(target.endpoint)
-        self._addresses: list[SockAddress] | None = None  # of a name, as links follow it
         self.counters = counters
         self.idle: list[Link] = []
-        self.dialling = 0
+        self.dials = Dials(context, target, counters)
         self.open = 0
         self.closed = False
-        self.first_round = 0
-        self.last_error: ProxyError | None = None
         self._lent: deque[tuple[float, TLSEngine, EndpointSessions]] = deque(maxlen=LENT_MAX)
-        self._failures = 0
-        self._refill_at = 0.0
         self._set(settings, reach)
 
     def __repr__(self) -> str:
-        return f"<SocketPool {self.target.endpoint}: {len(self.idle)} idle, {self.open} open, {self.dialling} dialling>"
+        counts = f"{len(self.idle)} idle, {self.open} open, {self.dials.under_way} dialling"
+        return f"<SocketPool {self.target.endpoint}: {counts}>"
 
     def _set(self, settings: PoolSettings, reach: Reach) -> None:
         self.settings = settings
@@ -87,11 +79,11 @@ class SocketPool:
         for link in self.idle:
             link.expires -= older
         self._set(settings, reach)
-        self._refill_at = 0.0
+        self.dials.again_at = 0.0
 
     def start(self) -> None:
         """Dial the warm links."""
-        self.first_round = self.warm
+        self.dials.first_round = self.warm
         for _ in range(self.warm):
             self._refill_one(first=True)
 
@@ -125,7 +117,7 @@ class SocketPool:
         if address is None:
             known = self.reach.addresses(endpoint)
             if known is None or len(known) > 1 or self.reach.is_old(endpoint):
-                self.upstream.background.start(self._dial_slowly(link), f"dial {endpoint}")
+                self.context.background.start(self._dial_slowly(link), f"dial {endpoint}")
                 return link
             address = known[0]
         link.dial(address)
@@ -148,15 +140,13 @@ class SocketPool:
                 link.adopt(sock, seconds)
 
     def _refill_one(self, first: bool = False, resume: bool = True) -> None:
-        self.dialling += 1
+        self.dials.under_way += 1
 
         def done(link: Link) -> None:
-            self.dialling -= 1
-            if first:
-                self.first_round -= 1
+            self.dials.ended(first)
             self._refilled(link)
             if first:
-                self.upstream.on_warm_progress()
+                self.context.on_warm_progress()
 
         self.dial(done, resume=resume)
 
@@ -169,7 +159,7 @@ class SocketPool:
         if self.closed:
             link.close()
             return
-        link.expires = now + self.settings.max_age_s * random.uniform(0.9, 1.0)
+        link.expires = expiry(now, self.settings.max_age_s)
         self.idle.append(link)
         self.target.ready += 1
         link.rest()
@@ -178,7 +168,7 @@ class SocketPool:
         """Dial once; the link stays warm. The future gets the seconds that the dial took, or its ProxyError; None where
         `max_connections` leaves no room.
         """
-        if self.open + len(self.idle) + self.dialling >= self.settings.max_connections:
+        if self.open + len(self.idle) + self.dials.under_way >= self.settings.max_connections:
             if not self.idle:
                 future.set_result(None)
                 return
@@ -186,7 +176,7 @@ class SocketPool:
             self.idle.pop(0).close()
 
         def done(link: Link) -> None:
-            self.dialling -= 1
+            self.dials.ended(False)
             self._refilled(link)
             if future.done():
                 return
@@ -195,38 +185,24 @@ class SocketPool:
             else:
                 future.set_result(max(link.seconds, 1e-6))
 
-        self.dialling += 1
+        self.dials.under_way += 1
         self.dial(done)
 
     def opened(self, link: Link) -> None:
         """A dial succeeded: count it."""
         now = monotonic()
-        balancer = self.upstream.balancer
-        self.counters.opened[link.handshake] += 1
+        balancer = self.context.balancer
+        self.dials.opened(link.handshake)
         self.counters.tcp.observe(link.seconds)
         balancer.observe_connect(self.target, now, True, link.seconds, "tcp")
         if link.engine is not None:
             tls_s = now - link.born - link.seconds
             self.counters.tls.observe(tls_s)
             balancer.observe_connect(self.target, now, True, tls_s, "tls")
-        self._failures = 0
-        self._refill_at = 0.0
-        self.last_error = None
 
     def failed(self, error: ProxyError) -> None:
         """A dial failed."""
-        self.last_error = error
-        self.counters.dial_failures += 1
-        self._back_off()
-        if error.blames_endpoint:
-            phase = "tls" if error.kind in (Kind.TLS, Kind.CERTIFICATE) else "tcp"
-            self.upstream.balancer.observe_connect(self.target, monotonic(), False, 0.0, phase)
-        self.upstream.on_dial_failed(self, error)
-
-    def _back_off(self) -> None:
-        self._failures += 1
-        delay = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(self._failures - 1, 10))
-        self._refill_at = monotonic() + delay * random.uniform(0.5, 1.0)
+        self.dials.failed(error)
 
     def lost(self, link: Link) -> None:
         """An idle link died."""
@@ -234,33 +210,28 @@ class SocketPool:
             self.idle.remove(link)
             self.target.ready -= 1
             if monotonic() - link.born < 1.0:
-                self._back_off()  # an endpoint that hangs up at once must not be dialled in a loop
+                self.dials.back_off()  # an endpoint that hangs up at once must not be dialled in a loop
             self.refill()
 
     def refill(self) -> None:
         """Dial what is missing."""
-        if self.closed or monotonic() < self._refill_at:
+        if self.closed or monotonic() < self.dials.again_at:
             return
-        room = self.settings.max_connections - self.open - len(self.idle) - self.dialling
-        for _ in range(min(room, self.warm - len(self.idle) - self.dialling)):
+        room = self.settings.max_connections - self.open - len(self.idle) - self.dials.under_way
+        for _ in range(min(room, self.warm - len(self.idle) - self.dials.under_way)):
             self._refill_one()
 
-    def _follow_name(self, now: float) -> None:
+    def _follow_name(self) -> None:
         """Links to addresses that the endpoint's name no longer has are replaced one by one."""
-        addresses = self.reach.addresses(self.target.endpoint) if self._address is None else None
-        if addresses is None or addresses is self._addresses:
-            return
-        known, self._addresses = self._addresses, addresses
-        if known is None or known == addresses:
-            return
-        hosts = {address[0] for _, address in addresses}
-        for link in self.idle:
-            if link.peer_host not in hosts:
-                link.expires = 0.0
+        if self._address is None:
+            hosts = self.dials.hosts_if_moved(self.reach.addresses(self.target.endpoint))
+            for link in self.idle if hosts is not None else ():
+                if hosts is not None and link.peer_host not in hosts:
+                    link.expires = 0.0
 
     def tick(self, now: float) -> None:
         """Now and then: replace what is old, refill."""
-        self._follow_name(now)
+        self._follow_name()
         for link in [one for one in self.idle if now > one.expires]:
             self.idle.remove(link)
             self.target.ready -= 1
@@ -285,7 +256,7 @@ class SocketPool:
                 sessions.keep(engine)
         while lent and now > lent[0][0]:
             lent.popleft()
-        if self.tls and len(self.idle) >= self.warm > 0 and not self.dialling and not self.closed:
+        if self.tls and len(self.idle) >= self.warm > 0 and not self.dials.under_way and not self.closed:
             held = self.reach.sessions_of(self.target.endpoint)
             if held is not None and held.lacks_tickets(self.warm, now):
                 self._refill_one(resume=False)
@@ -304,10 +275,18 @@ class SocketPool:
             link.close()
         self.idle.clear()
 
+    def tls_error(self, engine: TLSEngine) -> ProxyError:
+        """Why a handshake failed."""
+        return self.reach.tls_error(self.target.endpoint, engine)
+
+    def connect_s(self) -> float:
+        """How long a dial may take."""
+        return self.settings.connect_s
+
     @property
     def over(self) -> bool:
         """Closed, and nothing is under way any more."""
-        return self.closed and not self.open and not self.dialling
+        return self.closed and not self.open and not self.dials.under_way
 
 
 def _fixed_address(endpoint: Endpoint) -> SockAddress | None:

@@ -16,10 +16,12 @@ from proxy.errors import Kind, ProxyError
 from proxy.observe.metrics import PoolCounters, UpstreamCounters
 from routing.balancer import Balancer, Change, DrainState, EndpointState
 
+from .contract import PoolContext, replaced
 from .health import Health
 from .links import SocketPool
-from .pool import Pool, PoolSettings, replaced
+from .pool import Pool
 from .reach import Reach
+from .settings import PoolSettings, pool_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,8 +36,7 @@ if TYPE_CHECKING:
     from proxy.net.resolver import Resolver
     from proxy.observe.metrics import Snapshot
     from routing.model import Endpoint, Upstream
-
-    from .sessions import EndpointSessions, Sessions
+    from tlscache.cache import EndpointSessions, Sessions
 
 _STOPPING: Final = ProxyError(Kind.STOPPING, "the proxy is stopping", unprocessed=True)
 
@@ -59,17 +60,24 @@ class UpstreamRuntime:
     ) -> None:
         self.name = model.name
         self.turn = turn
-        self.timers = timers
-        self.reactor = reactor
         self.background = background
         self.resolver = resolver
         self.sessions = sessions
         self.log = log
-        self.on_warm_progress = on_warm
         self.model = model
         self.section = section
         self.reach = Reach(section, resolver, sessions)
         self.balancer = Balancer(model, random.Random(), monotonic())
+        self.context = PoolContext(
+            model.name,
+            self.balancer,
+            turn=turn,
+            timers=timers,
+            reactor=reactor,
+            background=background,
+            on_dial_failed=self.on_dial_failed,
+            on_warm_progress=on_warm,
+        )
         self.counters = UpstreamCounters(region.name for region in model.regions)
         self.session_key = model.session_key
         self.scheme = self.reach.scheme
@@ -80,8 +88,8 @@ class UpstreamRuntime:
         self._leaving: list[Pool | SocketPool] = []  # closed, and not yet without connections
         self._started = False
         self._reported: dict[Endpoint, str] = {}
-        self._link(_pool_settings(section, self.reach), replace_all=True)
-        self.health = Health(self)
+        self._link(pool_settings(section, self.reach.streams_expected), replace_all=True)
+        self.health = Health(self, section.health)
 
     def __repr__(self) -> str:
         return f"<UpstreamRuntime {self.name}: {self.pools}>"
@@ -100,13 +108,14 @@ class UpstreamRuntime:
         balancer = Balancer(model, random.Random(), now)
         balancer.carry_over(self.balancer, now)
         other = reach.identity != self.reach.identity
-        self.model, self.section, self.reach, self.balancer = model, section, reach, balancer
+        self.model, self.section, self.reach = model, section, reach
+        self.balancer = self.context.balancer = balancer
         self.session_key = model.session_key
         self.scheme = reach.scheme
         self.counters.know(region.name for region in model.regions)
         self.turn.begin()
         try:
-            self._link(_pool_settings(section, reach), replace_all=other)
+            self._link(pool_settings(section, reach.streams_expected), replace_all=other)
             self.health.adopt(section.health)
         finally:
             self.turn.end()
@@ -118,7 +127,9 @@ class UpstreamRuntime:
         for target in self.balancer.endpoints:
             pool = target.pool
             if pool is None or replace_all:
-                target.pool = fresh = Pool(self, target, settings, self.reach, self._counters_of(target, "http"))
+                target.pool = fresh = Pool(
+                    self.context, target, settings, self.reach, self._counters_of(target, "http")
+                )
                 if self._started:
                     fresh.start()
             else:
@@ -150,7 +161,7 @@ class UpstreamRuntime:
     def _new_links(self, target: EndpointState, settings: PoolSettings, passthrough: bool) -> SocketPool:
         tls = self.reach.tls is not None and not passthrough
         counters = self._counters_of(target, "passthrough" if passthrough else "links")
-        pool = SocketPool(self, target, settings, self.reach, counters, tls)
+        pool = SocketPool(self.context, target, settings, self.reach, counters, tls)
         pool.start()
         return pool
 
@@ -180,7 +191,7 @@ class UpstreamRuntime:
         """An L4 listener routes here. `passthrough`: the client's own TLS goes through. Idempotent."""
         links = self._links.get(passthrough)
         if links is None:
-            settings = _pool_settings(self.section, self.reach)
+            settings = pool_settings(self.section, self.reach.streams_expected)
             links = self._links[passthrough] = {
                 target: self._new_links(target, settings, passthrough) for target in self.balancer.endpoints
             }
@@ -218,7 +229,9 @@ class UpstreamRuntime:
     def warm(self) -> bool:
         """The first round of dials is over, whatever became of each."""
         links = [pool for pools in self._links.values() for pool in pools.values()]
-        return not any(pool.first_round for pool in self.pools) and not any(pool.first_round for pool in links)
+        return not any(pool.dials.first_round for pool in self.pools) and not any(
+            pool.dials.first_round for pool in links
+        )
 
     @property
     def idle(self) -> bool:
@@ -231,15 +244,15 @@ class UpstreamRuntime:
         found = [self.reach.sessions_of(target.endpoint) for target in self.balancer.endpoints]
         return [(one, count) for one in found if one is not None]
 
-    def on_dial_failed(self, pool: Pool | SocketPool, error: ProxyError) -> None:
+    def on_dial_failed(self, target: EndpointState, error: ProxyError) -> None:
         """Log the first failure of a kind per endpoint, and again once it changes."""
-        endpoint = pool.target.endpoint
+        endpoint = target.endpoint
         if self._reported.get(endpoint) != error.details:
             self._reported[endpoint] = error.details
             self.log.warning(
                 "dial_failed",
                 upstream=self.name,
-                region=pool.target.region.name,
+                region=target.region.name,
                 endpoint=str(endpoint),
                 error=error.kind.label,
                 details=error.details,
@@ -301,16 +314,14 @@ class UpstreamRuntime:
         for pool in self.pools:
             if pool.target.region.name == region:
                 for attempt in pool.attempts():
-                    attempt.exchange.rescue(pool.target.region, now)
+                    attempt.on_drained(now)
 
     def measure(self, now: float) -> None:
         """Once a second: round-trip times from the kernel, and what codecs count over time."""
         for pool in self.pools:
             pool.measure_rtt(now)
-            for connection in pool.shared:
-                connection.codec.tick()
-                if connection.codec.pending:
-                    connection.touch()
+            for connection in pool.stock.shared:
+                connection.tick()
         self.health.tick_codecs()
 
     def report(self, change: Change) -> None:
@@ -380,15 +391,3 @@ class UpstreamRuntime:
         for links in self._links.values():
             for link_pool in links.values():
                 link_pool.close()
-
-
-def _pool_settings(section: UpstreamSection, reach: Reach) -> PoolSettings:
-    return PoolSettings(
-        warm=section.pool.warm,
-        max_connections=section.pool.max_connections,
-        max_age_s=section.pool.max_age,
-        idle_s=section.timeouts.idle,
-        keepalive_s=section.pool.keepalive,
-        connect_s=section.timeouts.connect,
-        streams=reach.streams_expected,
-    )

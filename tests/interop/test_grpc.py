@@ -416,9 +416,9 @@ def test_a_server_that_shuts_down_gracefully_fails_nobody(start: Start) -> None:
     (upstream,) = proxy.worker.upstreams.values()
     stopped = next(server for server in servers if server.calls)
     pool = next(pool for pool in upstream.pools if pool.target.endpoint.port == stopped.port)
-    (connection,) = pool.shared
+    (connection,) = pool.stock.shared
     stopping = stopped.server.stop(WAIT_S)
-    while connection in pool.shared:
+    while connection in pool.stock.shared:
         assert not stopping.wait(0.01)
     go_on.set()
     calls += [unary(channel).future(b"x", timeout=WAIT_S) for _ in range(50)]
@@ -438,5 +438,5 @@ def test_health_checks(start: Start, service: str, serving: int, expected: bool)
     (target,) = upstream.balancer.endpoints
     found = [proxy.call(lambda: upstream.health._call(target, service)) for _ in range(3)]
     assert found == [expected] * 3
-    assert len(upstream.pools[0].shared) == 1, "a check's connection is not the pool's"
+    assert len(upstream.pools[0].stock.shared) == 1, "a check's connection is not the pool's"
     server.server.stop(None)

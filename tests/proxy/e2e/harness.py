@@ -527,12 +527,12 @@ class Proxy:
         """Until no request is in progress anywhere, then assert that nothing of one is left."""
         listener, pool = self.listener, self.pool
         await wait_for(lambda: listener.counters.in_flight == 0, 3)
-        await wait_for(lambda: all(not c.streams for p in self.upstream.pools for c in p.connections))
+        await wait_for(lambda: all(not c.streams for p in self.upstream.pools for c in p.stock.connections))
         for region in self.upstream.balancer.regions:
             assert region.in_flight == 0, f"{region.name}: {region.in_flight} in flight"
         assert not any(a.waiting for a in pool.waiters)
-        assert pool.busy == 0
-        assert pool.target.ready == len(pool.idle), f"ready {pool.target.ready}, idle {len(pool.idle)}"
+        assert pool.stock.busy == 0
+        assert pool.target.ready == len(pool.stock.idle), f"ready {pool.target.ready}, idle {len(pool.stock.idle)}"
         assert self.worker.turn.depth == 0
 
     def timed(self) -> list[Any]:

@@ -100,12 +100,12 @@ async def test_an_upstream_codec_fails(start: Callable[[str], Awaitable[Proxy]],
     proxy = await start(config(own_origin.port))
     client = await proxy.connect()
     assert (await client.get()).status == 200
-    (failing,) = proxy.pool.connections
+    (failing,) = proxy.pool.stock.connections
     failing.codec = Faulty(failing.codec, part)
     answer = await client.get()
     assert answer.status in (200, 502)
     assert (await client.get()).status == 200
-    assert failing not in proxy.pool.connections
+    assert failing not in proxy.pool.stock.connections
     assert proxy.worker.turn.depth == 0
     assert proxy.complaints
     loop.set_exception_handler(shared)

@@ -404,10 +404,10 @@ async def test_response_before_the_request(start: Start, own_origin: Origin, bab
         await peer.gone()
 
     proxy = await start(config(own_origin.port, response="300ms"))
-    await wait_for(lambda: proxy.pool.idle)
+    await wait_for(lambda: proxy.pool.stock.idle)
     for peer in own_origin.peers:
         await peer.send(babble)
-    await wait_for(lambda: all(c.uses == 0 for c in proxy.pool.idle))
+    await wait_for(lambda: all(c.uses == 0 for c in proxy.pool.stock.idle))
     client = await proxy.connect()
     answered = await client.get()
     assert answered.status in (200, 502)
@@ -419,7 +419,7 @@ async def test_response_before_the_request(start: Start, own_origin: Origin, bab
     own_origin.clear()
     for peer in own_origin.peers:
         peer.end("close")
-    await wait_for(lambda: proxy.pool.idle)
+    await wait_for(lambda: proxy.pool.stock.idle)
     assert (await (await proxy.connect()).get()).body == b"ok"
     await proxy.end_test()
 

@@ -304,7 +304,7 @@ async def test_a_tunnel_holds_back_who_sends_too_much(proxy: Proxy, origin: Orig
         await flood(client, "client")
     await done.wait()
     assert sent[side] < 60 * MIB
-    connections = [*proxy.listener.connections, *proxy.pool.connections]
+    connections = [*proxy.listener.connections, *proxy.pool.stock.connections]
     assert sum(c.transport.get_write_buffer_size() for c in connections if c.transport) < MIB
     client.reset()
 

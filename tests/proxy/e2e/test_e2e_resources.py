@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 def buffered(proxy: Proxy) -> int:
     """Bytes that wait to be written, on either side."""
-    connections = [*proxy.listener.connections, *(c for pool in proxy.upstream.pools for c in pool.connections)]
+    connections = [*proxy.listener.connections, *(c for pool in proxy.upstream.pools for c in pool.stock.connections)]
     return sum(c.transport.get_write_buffer_size() for c in connections if c.transport is not None)
 
 
@@ -359,7 +359,7 @@ async def test_idle_upstream_connections_are_closed(start: Start, own_origin: Or
     clients = [await proxy.connect() for _ in range(10)]
     await asyncio.gather(*(client.get() for client in clients))
     assert len(own_origin.peers) >= 10
-    await wait_for(lambda: len(proxy.pool.connections) <= 1)
+    await wait_for(lambda: len(proxy.pool.stock.connections) <= 1)
     await wait_for(lambda: len(own_origin.peers) <= 1, 2)
 
 

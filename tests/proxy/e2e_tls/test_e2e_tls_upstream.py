@@ -42,7 +42,7 @@ async def cold(proxy, origin):
     """The origin cuts every connection; the proxy knows."""
     for connection in origin.connections:
         connection.transport.abort()
-    await wait_for(lambda: not proxy.pool.connections)
+    await wait_for(lambda: not proxy.pool.stock.connections)
 
 
 async def warmed_up(start, origin, ca, **settings):
@@ -169,7 +169,7 @@ async def test_a_client_that_leaves_during_an_early_dial_leaves_nothing_behind(s
     await client.send(b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n")
     await wait_for(lambda: origin.requests)
     client.reset()
-    await wait_for(lambda: not proxy.pool.connections and not proxy.pool.dialling)
+    await wait_for(lambda: not proxy.pool.stock.connections and not proxy.pool.dials.under_way)
     await proxy.quiet()
 
 
@@ -240,7 +240,7 @@ async def test_between_two_proxies(start, files, ca, protocol):
     assert (await client.get(b"/first")).status == 200
     await wait_for(lambda: events(proxy).get("stored"))
     edge.listener.abort()
-    await wait_for(lambda: not proxy.pool.connections)
+    await wait_for(lambda: not proxy.pool.stock.connections)
     assert (await client.get(b"/second")).status == 200
     assert proxy.pool.counters.opened["early"] == 1
     assert (await client.get(b"/third")).status == 200
@@ -288,5 +288,5 @@ async def test_an_early_request_into_a_black_hole_waits_for_one_dial(start, orig
     assert (await client.get(b"/early")).status == 200
     assert [one.head.split()[1] for one in far.requests] == [b"/early"]
     assert 1 <= len(origin.connections) - before <= 2
-    await wait_for(lambda: not proxy.pool.dialling)
+    await wait_for(lambda: not proxy.pool.dials.under_way)
     far.close()

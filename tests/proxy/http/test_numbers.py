@@ -111,7 +111,6 @@ _OWN_NUMBERS = {
     # Already a number, or the kernel's: no peer wrote the text.
     ("http/connection.py", "int(struct.unpack_from('=Q', info, 200)[0])"),
     ("exchange/service.py", "int(monotonic())"),
-    ("exchange/exchange.py", "int(stale)"),
     # What a regular expression has limited to digits.
     ("http/h1/response.py", "int(match[2])"),
 }

@@ -92,7 +92,7 @@ class Proxy:
     async def quiet(self) -> None:
         """Nothing of any request is left."""
         await wait_for(lambda: self.listener.counters.in_flight == 0)
-        await wait_for(lambda: all(not c.streams for p in self.upstream.pools for c in p.connections))
+        await wait_for(lambda: all(not c.streams for p in self.upstream.pools for c in p.stock.connections))
         for region in self.upstream.balancer.regions:
             assert region.in_flight == 0, f"{region.name}: {region.in_flight} in flight"
         assert self.worker.turn.depth == 0

@@ -156,10 +156,10 @@ async def test_a_path_that_dies_is_found_by_its_pings(lab: Lab) -> None:
     first = await client.start("GET", "/first")
     assert await first.body() == b"ok"
     (pool,) = proxy.upstream.pools
-    (dead,) = pool.shared
+    (dead,) = pool.stock.shared
     silent.peers[0].writer.transport.pause_reading()
     call = await client.start("GET", "/moved")
-    await wait_for(lambda: dead not in pool.shared)
+    await wait_for(lambda: dead not in pool.stock.shared)
     assert await call.status() == 200
     assert await call.body() == b"ok"
     assert silent.requests[-1].one("onetrip-attempt") == "2"

@@ -14,6 +14,7 @@ import pytest
 from loadtests.lab.certificates import Issued, issue, make_ca
 from proxy.errors import Kind
 from proxy.observe.metrics import Snapshot
+from proxy.upstream import dials
 from proxy.upstream import link as linking
 from proxy.upstream import links as sockpool
 from proxy.upstream.link import State
@@ -39,7 +40,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
         real = sockpool.monotonic
-        for module in (sockpool, linking):
+        for module in (sockpool, linking, dials):
             monkeypatch.setattr(module, "monotonic", lambda: real() + self.ahead)
         self._real = real
 
@@ -63,7 +64,7 @@ def counted(it: Edge) -> dict[str, float]:
 
 
 async def warm(it: Edge, count: int) -> None:
-    await wait_for(lambda: len(it.pool.idle) == count and not it.pool.dialling)
+    await wait_for(lambda: len(it.pool.idle) == count and not it.pool.dials.under_way)
 
 
 async def test_links_are_ready_before_anybody_asks() -> None:
@@ -154,7 +155,7 @@ async def test_an_endpoint_that_hangs_up_at_once_is_not_dialled_in_a_loop() -> N
             await asyncio.sleep(0)
             it.pool.refill()
         assert len(app.peers) - before <= 2
-        assert it.pool._refill_at > sockpool.monotonic()
+        assert it.pool.dials.again_at > sockpool.monotonic()
 
 
 async def test_failed_dials_are_tried_again_less_and_less_often(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,24 +166,24 @@ async def test_failed_dials_are_tried_again_less_and_less_often(clock: Clock, mo
             it.worker._tick_handle.cancel()  # type: ignore[union-attr]
             waits = []
             for _ in range(8):
-                await wait_for(lambda: not it.pool.dialling)
-                waits.append(round(it.pool._refill_at - clock(), 1))
+                await wait_for(lambda: not it.pool.dials.under_way)
+                waits.append(round(it.pool.dials.again_at - clock(), 1))
                 clock.ahead += waits[-1] - 0.05
                 it.pool.tick(clock())
-                assert not it.pool.dialling, "not yet"
+                assert not it.pool.dials.under_way, "not yet"
                 clock.ahead += 0.1
                 it.pool.tick(clock())
-                assert it.pool.dialling == 1
-            await wait_for(lambda: not it.pool.dialling)
+                assert it.pool.dials.under_way == 1
+            await wait_for(lambda: not it.pool.dials.under_way)
             assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-            assert it.pool.last_error.kind is Kind.REFUSED
+            assert it.pool.dials.last_error.kind is Kind.REFUSED
             assert counted(it)["upstream_dial_failures"] == 9
             closed.listen()
             clock.ahead += 10
             it.pool.tick(clock())
             await warm(it, 1)
-            assert it.pool.last_error is None
-            assert it.pool._refill_at == 0.0
+            assert it.pool.dials.last_error is None
+            assert it.pool.dials.again_at == 0.0
 
 
 async def test_old_links_are_replaced_and_not_all_at_once(clock: Clock) -> None:
@@ -204,9 +205,9 @@ async def test_old_links_are_replaced_and_not_all_at_once(clock: Clock) -> None:
 async def test_a_dial_that_hangs_ends_in_time() -> None:
     with Blackhole() as slow:
         async with edge(config(slow.port, warm=1, connect="50ms")) as it:
-            await wait_for(lambda: it.pool.last_error is not None)
-            assert it.pool.last_error.kind is Kind.CONNECT_TIMEOUT
-            assert "no connection within 0.05 s" in it.pool.last_error.details
+            await wait_for(lambda: it.pool.dials.last_error is not None)
+            assert it.pool.dials.last_error.kind is Kind.CONNECT_TIMEOUT
+            assert "no connection within 0.05 s" in it.pool.dials.last_error.details
 
 
 async def test_a_name_server_that_hangs_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,8 +216,8 @@ async def test_a_name_server_that_hangs_is_bounded_too(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("proxy.net.resolver.Resolver._look_up", hang)
     async with edge(config("app.test:1", warm=1, connect="50ms")) as it:
-        await wait_for(lambda: it.pool.last_error is not None)
-        assert it.pool.last_error.kind is Kind.CONNECT_TIMEOUT
+        await wait_for(lambda: it.pool.dials.last_error is not None)
+        assert it.pool.dials.last_error.kind is Kind.CONNECT_TIMEOUT
 
 
 async def test_a_unix_socket_whose_backlog_is_full_is_a_failure(tmp_path: Path) -> None:
@@ -227,8 +228,8 @@ async def test_a_unix_socket_whose_backlog_is_full_is_a_failure(tmp_path: Path) 
         server.listen(0)
         waiting.connect(path)
         async with edge(config(f"unix:{path}", warm=1)) as it:
-            await wait_for(lambda: it.pool.last_error is not None)
-            assert "temporarily unavailable" in it.pool.last_error.details
+            await wait_for(lambda: it.pool.dials.last_error is not None)
+            assert "temporarily unavailable" in it.pool.dials.last_error.details
 
 
 async def test_a_dial_that_fails_takes_no_ticket(ca: Issued, leaf: Issued) -> None:
@@ -280,8 +281,8 @@ async def test_a_handshake_that_fails_says_why(ca: Issued, tmp_path: Path, what:
         origin(script) as app,
         edge(config(app.port, warm=1, upstream=f'tls: {{ca: "{ca.certificate}"}}')) as it,
     ):
-        await wait_for(lambda: it.pool.last_error is not None)
-        error = it.pool.last_error
+        await wait_for(lambda: it.pool.dials.last_error is not None)
+        error = it.pool.dials.last_error
         assert error.kind is (Kind.CERTIFICATE if what == "another name" else Kind.TLS)
         assert error.details.startswith(f"127.0.0.1:{app.port}: ")
         assert {"closes": "closed", "garbage": "HTTP", "another name": "127.0.0.1"}[what] in error.details
@@ -318,15 +319,15 @@ async def test_closing_the_pool_closes_what_is_idle_and_what_comes() -> None:
         peers = [await app.peer(number) for number in (1, 2)]
         it.pool.warm = 4
         it.pool.refill()
-        assert it.pool.dialling == 2
+        assert it.pool.dials.under_way == 2
         it.pool.close()
         assert it.pool.target.ready == 0
         for peer in peers:
             await wait_for(lambda peer=peer: peer.ended)
-        await wait_for(lambda: not it.pool.dialling)
+        await wait_for(lambda: not it.pool.dials.under_way)
         assert it.pool.idle == []
         it.pool.refill()
-        assert it.pool.dialling == 0
+        assert it.pool.dials.under_way == 0
 
 
 async def test_giving_up_a_dial_tells_nobody() -> None:

@@ -16,7 +16,9 @@ from proxy.http.h2 import frames as wire
 from proxy.process import inheritance as listening
 from proxy.process.worker import Worker
 from proxy.upstream.health import ping_times
-from proxy.upstream.pool import PING_EVERY_MAX_S, REFILLS_AT_ONCE, PoolSettings, target_size
+from proxy.upstream.pool import PING_EVERY_MAX_S
+from proxy.upstream.settings import PoolSettings
+from proxy.upstream.sizing import REFILLS_AT_ONCE, target_size
 from tlscache.ticket_keys import TicketKeys
 
 from ..matrix.conftest import Log, wait_for
@@ -154,7 +156,7 @@ def test_target_size(busy: int, rise_per_s: float, dial_s: float, expected: int)
 
 async def test_warm_connections_stand_before_the_first_request(start: Start) -> None:
     rig = await start("h1", warm=3)
-    assert len(rig.pool.idle) == 3
+    assert len(rig.pool.stock.idle) == 3
     assert rig.pool.target.ready == 3
 
 
@@ -162,8 +164,8 @@ async def test_one_that_is_lent_out_is_replaced(start: Start) -> None:
     rig = await start("h1", warm=2)
     calls = await rig.ask(2)
     await rig.at_origin(2)
-    await wait_for(lambda: len(rig.pool.idle) == 2)
-    assert rig.pool.busy == 2
+    await wait_for(lambda: len(rig.pool.stock.idle) == 2)
+    assert rig.pool.stock.busy == 2
     rig.go_on.set()
     assert [await call.body() for call in calls] == [b"ok"] * 2
 
@@ -172,8 +174,8 @@ async def test_the_youngest_is_used_first(start: Start) -> None:
     rig = await start("h1", warm=2)
     rig.go_on.set()
     for _ in range(5):
-        await wait_for(lambda: not rig.pool.dialling and not rig.pool.busy)
-        standing = list(rig.pool.idle)
+        await wait_for(lambda: not rig.pool.dials.under_way and not rig.pool.stock.busy)
+        standing = list(rig.pool.stock.idle)
         uses = [connection.uses for connection in standing]
         (call,) = await rig.ask()
         await call.body()
@@ -186,10 +188,10 @@ async def test_who_waits_takes_what_is_given_back_first(start: Start) -> None:
     calls = await rig.ask(2)
     await rig.at_origin(1)
     await wait_for(lambda: rig.waiting() == 1)
-    assert rig.pool.dialling >= 1
+    assert rig.pool.dials.under_way >= 1
     rig.go_on.set()
     assert [await call.body() for call in calls] == [b"ok"] * 2
-    assert len(rig.pool.connections) == 1, "the dial is still held up"
+    assert len(rig.pool.stock.connections) == 1, "the dial is still held up"
 
 
 async def test_who_waits_takes_the_new_one_first(start: Start) -> None:
@@ -206,7 +208,7 @@ async def test_no_more_connections_than_allowed(start: Start) -> None:
     calls = await rig.ask(5)
     await rig.at_origin(2)
     await wait_for(lambda: rig.waiting() == 3)
-    assert len(rig.pool.connections) + rig.pool.dialling == 2
+    assert len(rig.pool.stock.connections) + rig.pool.dials.under_way == 2
     rig.go_on.set()
     assert [await call.body() for call in calls] == [b"ok"] * 5
     assert len(rig.origin.peers) == 2
@@ -235,20 +237,20 @@ async def test_where_nothing_could_serve_them_all_fail_at_once(start: Start) -> 
 async def test_refilling_backs_off(start: Start) -> None:
     rig = await start("h1", warm=1, dead=True)
     for _ in range(8):
-        rig.pool._back_off()  # as often as it takes for a machine of any speed
-    await wait_for(lambda: not rig.pool.dialling)
+        rig.pool.dials.back_off()  # as often as it takes for a machine of any speed
+    await wait_for(lambda: not rig.pool.dials.under_way)
     for _ in range(50):
         rig.pool.refill()
-    assert not rig.pool.dialling
+    assert not rig.pool.dials.under_way
 
 
 async def test_an_old_connection_is_replaced(start: Start) -> None:
     rig = await start("h1", warm=1)
-    (old,) = rig.pool.idle
+    (old,) = rig.pool.stock.idle
     old.expires = 0.0
-    rig.pool._sweep(rig.worker.turn.now)
-    assert old not in rig.pool.connections
-    await wait_for(lambda: len(rig.pool.idle) == 1)
+    rig.pool.stock.sweep(rig.pool, rig.worker.turn.now, rig.pool.settings)
+    assert old not in rig.pool.stock.connections
+    await wait_for(lambda: len(rig.pool.stock.idle) == 1)
     await wait_for(lambda: rig.origin.peers[0].closed)
 
 
@@ -259,19 +261,19 @@ async def test_surplus_goes_when_it_was_idle_for_long(start: Start) -> None:
     rig.go_on.set()
     for call in calls:
         await call.body()
-    await wait_for(lambda: len(rig.pool.idle) >= 4)
-    for connection in rig.pool.idle[:3]:
+    await wait_for(lambda: len(rig.pool.stock.idle) >= 4)
+    for connection in rig.pool.stock.idle[:3]:
         connection.idle_since = float("-inf")
-    left = len(rig.pool.idle) - 3
-    rig.pool._sweep(rig.worker.turn.now)
-    assert len(rig.pool.idle) == left
+    left = len(rig.pool.stock.idle) - 3
+    rig.pool.stock.sweep(rig.pool, rig.worker.turn.now, rig.pool.settings)
+    assert len(rig.pool.stock.idle) == left
 
 
 async def test_closing_tells_those_that_wait(start: Start) -> None:
     rig = await start("h1", warm=1, max_connections=1)
     calls = await rig.ask(2)
     await wait_for(lambda: rig.waiting() == 1)
-    rig.pool.upstream.close()
+    rig.upstream.close()
     rig.go_on.set()
     assert sorted([await call.status() for call in calls]) == [200, 503]
 
@@ -281,7 +283,7 @@ async def test_an_origin_that_hangs_up_on_idle_connections_is_not_dialled_in_a_l
     asked = rig.gate.asked
     for peer in rig.origin.peers:
         peer.writer.transport.abort()
-    await wait_for(lambda: not rig.pool.idle)
+    await wait_for(lambda: not rig.pool.stock.idle)
     for _ in range(20):
         rig.pool.refill()
     await asyncio.sleep(0)
@@ -295,24 +297,24 @@ async def test_shared_connections_are_shared(start: Start) -> None:
     rig = await start("h2", warm=2)
     await rig.ask(10)
     await rig.at_origin(10)
-    assert sorted(len(connection.streams) for connection in rig.pool.shared) == [5, 5]
+    assert sorted(len(connection.streams) for connection in rig.pool.stock.shared) == [5, 5]
     assert len(rig.origin.peers) == 2
 
 
 async def test_the_next_one_is_dialled_ahead_of_the_limit(start: Start) -> None:
     rig = await start("h2", warm=1, limit=10)
-    await wait_for(lambda: rig.pool.shared[0].codec.stream_limit == 10)
+    await wait_for(lambda: rig.pool.stock.shared[0].codec.stream_limit == 10)
     await rig.ask(8)
     await rig.at_origin(8)
-    assert len(rig.pool.shared) == 1
+    assert len(rig.pool.stock.shared) == 1
     await rig.ask(1)
-    await wait_for(lambda: len(rig.pool.shared) == 2)
+    await wait_for(lambda: len(rig.pool.stock.shared) == 2)
     assert not rig.waiting()
 
 
 async def test_who_waits_is_served_when_a_stream_ends(start: Start) -> None:
     rig = await start("h2", warm=1, max_connections=1, limit=3)
-    await wait_for(lambda: rig.pool.shared[0].codec.stream_limit == 3)
+    await wait_for(lambda: rig.pool.stock.shared[0].codec.stream_limit == 3)
     calls = await rig.ask(10)
     await wait_for(lambda: rig.waiting() == 7)
     rig.go_on.set()
@@ -322,7 +324,7 @@ async def test_who_waits_is_served_when_a_stream_ends(start: Start) -> None:
 
 async def test_who_waits_is_served_when_the_peer_allows_more(start: Start) -> None:
     rig = await start("h2", warm=1, max_connections=1, limit=3)
-    await wait_for(lambda: rig.pool.shared[0].codec.stream_limit == 3)
+    await wait_for(lambda: rig.pool.stock.shared[0].codec.stream_limit == 3)
     await rig.ask(10)
     await wait_for(lambda: rig.waiting() == 7)
     peer = rig.origin.peers[0]
@@ -336,7 +338,7 @@ async def test_a_cold_burst_dials_by_connections_not_by_requests(start: Start) -
     rig.gate.shut()
     await rig.ask(60)
     await wait_for(lambda: rig.waiting() == 60)
-    assert rig.pool.dialling == 1
+    assert rig.pool.dials.under_way == 1
     rig.gate.open.set()
     await rig.at_origin(60)
     assert len(rig.origin.peers) == 1
@@ -346,44 +348,44 @@ async def test_goaway_moves_new_requests(start: Start) -> None:
     rig = await start("h2", warm=1)
     calls = await rig.ask(2)
     await rig.at_origin(2)
-    (first,) = rig.pool.shared
+    (first,) = rig.pool.stock.shared
     rig.origin.peers[0].writer.write(wire.goaway(2**31 - 1, wire.NO_ERROR))
-    await wait_for(lambda: first not in rig.pool.shared and len(rig.pool.shared) == 1)
-    assert first in rig.pool.connections
+    await wait_for(lambda: first not in rig.pool.stock.shared and len(rig.pool.stock.shared) == 1)
+    assert first in rig.pool.stock.connections
     calls += await rig.ask(1)
     await rig.at_origin(3)
     assert rig.origin.requests[2].peer is not rig.origin.peers[0]
     rig.go_on.set()
     assert [await call.body() for call in calls] == [b"ok"] * 3
-    await wait_for(lambda: first not in rig.pool.connections)
+    await wait_for(lambda: first not in rig.pool.stock.connections)
     await wait_for(lambda: rig.origin.peers[0].closed)
 
 
 async def test_used_up_stream_ids(start: Start) -> None:
     """The last request on a connection is answered; the next one goes over another."""
     rig = await start("h2", warm=1)
-    (first,) = rig.pool.shared
+    (first,) = rig.pool.stock.shared
     first.codec._last_id = wire.STREAM_ID_MAX - 4
     await rig.ask(2)
     await rig.at_origin(2)
     assert [got.id for got in rig.origin.requests] == [wire.STREAM_ID_MAX - 2, wire.STREAM_ID_MAX]
-    assert first not in rig.pool.shared
+    assert first not in rig.pool.stock.shared
     await rig.ask(1)
     await rig.at_origin(3)
     assert rig.origin.requests[2].id == 1
     rig.go_on.set()
-    await wait_for(lambda: first not in rig.pool.connections)
+    await wait_for(lambda: first not in rig.pool.stock.connections)
 
 
 async def test_an_old_shared_connection_ends_with_its_last_request(start: Start) -> None:
     rig = await start("h2", warm=1)
     (call,) = await rig.ask()
     await rig.at_origin(1)
-    (old,) = rig.pool.shared
+    (old,) = rig.pool.stock.shared
     old.expires = 0.0
-    rig.pool._sweep(rig.worker.turn.now)
-    assert old not in rig.pool.shared
-    await wait_for(lambda: len(rig.pool.shared) == 1)
+    rig.pool.stock.sweep(rig.pool, rig.worker.turn.now, rig.pool.settings)
+    assert old not in rig.pool.stock.shared
+    await wait_for(lambda: len(rig.pool.stock.shared) == 1)
     rig.go_on.set()
     assert await call.body() == b"ok"
     await wait_for(lambda: rig.origin.peers[0].closed)
@@ -392,17 +394,17 @@ async def test_an_old_shared_connection_ends_with_its_last_request(start: Start)
 
 async def test_shared_surplus_goes(start: Start) -> None:
     rig = await start("h2", warm=1, limit=2)
-    await wait_for(lambda: rig.pool.shared[0].codec.stream_limit == 2)
+    await wait_for(lambda: rig.pool.stock.shared[0].codec.stream_limit == 2)
     calls = await rig.ask(6)
     await rig.at_origin(6)
     rig.go_on.set()
     for call in calls:
         await call.body()
-    await wait_for(lambda: len(rig.pool.shared) >= 3 and not rig.pool.dialling)
-    for connection in rig.pool.shared:
+    await wait_for(lambda: len(rig.pool.stock.shared) >= 3 and not rig.pool.dials.under_way)
+    for connection in rig.pool.stock.shared:
         connection.idle_since = float("-inf")
-    rig.pool._sweep(rig.worker.turn.now)
-    assert len(rig.pool.shared) == 1
+    rig.pool.stock.sweep(rig.pool, rig.worker.turn.now, rig.pool.settings)
+    assert len(rig.pool.stock.shared) == 1
     assert rig.pool.target.ready == 1
 
 
@@ -410,33 +412,33 @@ async def test_probes_do_not_pile_up_connections(start: Start) -> None:
     rig = await start("h2", warm=1)
     for _ in range(3):
         assert await rig.pool.probe()
-    assert len(rig.pool.shared) == 1
+    assert len(rig.pool.stock.shared) == 1
     rig = await start("h1", warm=1)
     for _ in range(3):
         assert await rig.pool.probe()
-    assert len(rig.pool.connections) == 1
+    assert len(rig.pool.stock.connections) == 1
 
 
 async def test_probes_keep_to_the_bound(start: Start) -> None:
     """An idle connection makes room for the probe's; where all are busy there is none, and their answers say more."""
     rig = await start("h1", warm=1, max_connections=1)
-    (idle,) = rig.pool.idle
+    (idle,) = rig.pool.stock.idle
     assert await rig.pool.probe()
-    assert idle not in rig.pool.connections
-    assert len(rig.pool.connections) == 1
+    assert idle not in rig.pool.stock.connections
+    assert len(rig.pool.stock.connections) == 1
     await rig.ask(1)
     await rig.at_origin(1)
     assert await rig.pool.probe() is None
-    assert len(rig.pool.connections) + rig.pool.dialling == 1
+    assert len(rig.pool.stock.connections) + rig.pool.dials.under_way == 1
 
 
 async def test_an_origin_that_finds_us_too_busy_gets_fewer_pings(start: Start) -> None:
     rig = await start("h2", warm=1)
     before = rig.pool.ping_every_s
     for times in range(1, 10):
-        (connection,) = rig.pool.shared
+        (connection,) = rig.pool.stock.shared
         rig.origin.peers[-1].writer.write(wire.goaway(0, wire.ENHANCE_YOUR_CALM, "too_many_pings"))
-        await wait_for(lambda connection=connection: connection not in rig.pool.shared and rig.pool.shared)
+        await wait_for(lambda connection=connection: connection not in rig.pool.stock.shared and rig.pool.stock.shared)
         assert rig.pool.ping_every_s == min(before * 2**times, PING_EVERY_MAX_S)
 
 
@@ -454,7 +456,7 @@ async def test_a_health_check_keeps_its_connection_to_itself(start: Start) -> No
         rig.go_on.set()
         for _ in range(3):
             assert await rig.upstream.health._ask(rig.pool.target, b"/healthz") == 200
-        assert len(rig.pool.idle) + len(rig.pool.shared) == 1
+        assert len(rig.pool.stock.idle) + len(rig.pool.stock.shared) == 1
         assert len(rig.origin.peers) == 2
         await wait_for(lambda rig=rig: len(rig.origin.requests) == 3)
 
@@ -464,8 +466,8 @@ async def test_a_burst_is_not_answered_by_as_many_dials(start: Start) -> None:
     rig = await start("h1", warm=20, max_connections=100)
     calls = await rig.ask(20)
     await rig.at_origin(20)
-    assert rig.pool.dialling + len(rig.pool.idle) <= REFILLS_AT_ONCE
-    await wait_for(lambda: len(rig.pool.idle) >= 20)
-    assert rig.pool.busy == 20
+    assert rig.pool.dials.under_way + len(rig.pool.stock.idle) <= REFILLS_AT_ONCE
+    await wait_for(lambda: len(rig.pool.stock.idle) >= 20)
+    assert rig.pool.stock.busy == 20
     rig.go_on.set()
     assert [await call.body() for call in calls] == [b"ok"] * 20
