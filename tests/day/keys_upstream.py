@@ -113,6 +113,7 @@ async def _cuts(town: Town, upstream: str, count: int) -> None:
 
 
 async def _drained_at_once(town: Town) -> bool:
+    town.named("after-2").cuts = False
     await _let_back(town, "after")
     await _cuts(town, "after", 4)
     return await _state(town, "after") == "drained"
