@@ -16,10 +16,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .first_request import PROXY, SERVER_NAME, answering, serving, to
 from .lab import Lab
 from .lab.certificates import issue
 from .lab.scheduling import MEASURING, hurry
+from .lab.serving import PROXY, SERVER_NAME, answering, serving, to
 from .peers.nginx import Nginx
 from .wan.load import Client, burst
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import statistics
-import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +20,14 @@ from typing import TYPE_CHECKING, Final
 
 from .lab import Lab
 from .lab.certificates import issue
+from .lab.serving import PROXY, SERVER_NAME, answering, serving, to
 from .peers.nginx import Nginx
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
 RTT_MS: Final = 80.0
-SERVER_NAME: Final = "origin.lab.test"
 PORT: Final = 8443
-PROXY: Final = ("127.0.0.1", 8080)
 ADMIN: Final = ("127.0.0.1", 9900)
 REQUESTS: Final = 9
 PAUSE_S: Final = 0.3  # for nginx's tickets, and the end of its connections
@@ -113,19 +110,6 @@ class Origin:
             await self._process.wait()
 
 
-async def answering(dial: Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]) -> None:
-    """Wait until a dial succeeds."""
-    for _ in range(100):
-        try:
-            _, writer = await dial()
-        except OSError:
-            await asyncio.sleep(0.05)
-        else:
-            writer.close()
-            return
-    raise TimeoutError("nothing answers")
-
-
 @asynccontextmanager
 async def proxy(lab: Lab, directory: Path, case: Case) -> AsyncIterator[None]:
     """`onetrip serve` at home."""
@@ -143,30 +127,6 @@ async def proxy(lab: Lab, directory: Path, case: Case) -> AsyncIterator[None]:
     )
     async with serving(lab, config):
         yield
-
-
-@asynccontextmanager
-async def serving(lab: Lab, config: Path) -> AsyncIterator[int]:
-    """`onetrip serve` at home, once it answers at `PROXY`: its process id."""
-    command = [*lab.command_prefix(), sys.executable, "-m", "proxy.cli", "serve", str(config)]
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
-    try:
-        await answering(lambda: to(lab, PROXY))
-        yield process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
-
-
-async def to(lab: Lab, address: tuple[str, int]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection within home."""
-    made = lab.socket()
-    try:
-        await asyncio.get_running_loop().sock_connect(made, address)
-        return await asyncio.open_connection(sock=made)
-    except BaseException:
-        made.close()
-        raise
 
 
 async def first_request_ms(lab: Lab) -> tuple[float, str]:

@@ -13,9 +13,9 @@ def main() -> None:
     """The entry point."""
     match sys.argv[1:]:
         case ["serve", path] if not path.startswith("-"):
-            from .process.start import start  # noqa: PLC0415
+            from .process.start import leave, start  # noqa: PLC0415
 
-            sys.exit(start(path))
+            leave(start(path))
         case ["check", path] if not path.startswith("-"):
             from .process.check import run_check  # noqa: PLC0415
 

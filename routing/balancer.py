@@ -15,16 +15,15 @@ region's state.
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from . import report
 from .choice import alternate, score, session_key, share_out, spill_order
 from .drain import Change, DrainState
 from .hedge import Budget, due, plan
 from .ledger import Ledger
-from .region import UNKNOWN_S, RegionState
+from .region import refresh, refresh_limit, review_endpoints
 from .reload import adopt
-from .state import EndpointState, Outcome
+from .state import UNKNOWN_S, EndpointState, Outcome, RegionState
 
 if TYPE_CHECKING:
     import random
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Balancer", "Change", "DrainState", "EndpointState", "Outcome", "RegionState"]
 
-TICK_S: Final = 0.1
 RETRY_AFTER_MAX_S: Final = 30.0
 
 
@@ -72,12 +70,12 @@ class Balancer(Ledger):
 
     # Choosing.
 
-    def pick(self, now: float, key: bytes | None = None, avoid: Sequence[EndpointState] = ()) -> EndpointState | None:
+    def pick(self, now: float, key: bytes | None = None) -> EndpointState | None:
         """The endpoint for a new request. None: nothing can take it (answer 503 with `retry_after`).
 
-        `key`: of the session that should stay on one endpoint; `avoid`: endpoints not to use while there are others.
+        `key`: of the session that should stay on one endpoint.
         """
-        if key is None and not avoid:
+        if key is None:
             draw = self._random()
             for bound, region in self._table:
                 if draw < bound:
@@ -85,7 +83,7 @@ class Balancer(Ledger):
                         usable = region.usable
                         return usable[0] if len(usable) == 1 else self._pick_endpoint(usable, now)
                     break
-        return self._pick_carefully(now, key, avoid)
+        return self._pick_carefully(now, key)
 
     def _pick_endpoint(self, usable: Sequence[EndpointState], now: float) -> EndpointState:
         """Two random choices."""
@@ -97,26 +95,23 @@ class Balancer(Ledger):
         one, other = usable[first], usable[second if second < count else second - count]
         return one if one.load(now) <= other.load(now) else other
 
-    def _pick_carefully(self, now: float, key: bytes | None, avoid: Sequence[EndpointState]) -> EndpointState | None:
-        """The rest of `pick`: sessions, endpoints to avoid, and spilling over when a region is full.
+    def _pick_carefully(self, now: float, key: bytes | None) -> EndpointState | None:
+        """The rest of `pick`: sessions, and spilling over when a region is full.
 
         First regions below their limit, then those that are crowded but below the configured limit, then the standby
-        ones, then what was drained by evidence: it may fail, and a refusal is sure to. Only when all of them are full
-        what was to be avoided. What an operator drained gets nothing.
+        ones, then what was drained by evidence: it may fail, and a refusal is sure to. What an operator drained gets
+        nothing.
         """
         hashed = session_key(key) if key is not None else None
         preference = self._preference(hashed)
-        for avoided in (avoid, ()) if avoid else ((),):
-            for takes in (_has_room, _has_some_room, _stands_by, _is_left):
-                for region in preference:
-                    usable = region.usable
-                    if avoided:
-                        usable = [endpoint for endpoint in usable if endpoint not in avoided]
-                    if not usable or not takes(region, now):
-                        continue
-                    if hashed is not None:
-                        return max(usable, key=lambda endpoint: score(hashed, endpoint.key, 1.0))
-                    return self._pick_endpoint(usable, now)
+        for takes in (_has_room, _has_some_room, _stands_by, _is_left):
+            for region in preference:
+                usable = region.usable
+                if not usable or not takes(region, now):
+                    continue
+                if hashed is not None:
+                    return max(usable, key=lambda endpoint: score(hashed, endpoint.key, 1.0))
+                return self._pick_endpoint(usable, now)
         return None
 
     def _preference(self, hashed: int | None) -> list[RegionState]:
@@ -184,11 +179,6 @@ class Balancer(Ledger):
 
     # Time.
 
-    @property
-    def next_tick(self) -> float:
-        """When `tick` is due."""
-        return self._ticked + TICK_S
-
     def tick(self, now: float) -> list[Change]:
         """Move the state machines and recompute shares and delays.
 
@@ -207,10 +197,10 @@ class Balancer(Ledger):
             baselines = [region.baseline for region in self.regions if region.service_known_at >= 0.0]
             assumed = min(known + baselines, default=0.0)
             for region in self.regions:
-                region.review_endpoints(now, seconds, self._random)
+                review_endpoints(region, now, seconds, self._random)
                 region.counts.rotate(now)
-                region.refresh(now, seconds, assumed, rotated)
-                region.refresh_limit(now, seconds, self.arrivals)
+                refresh(region, now, seconds, assumed, rotated)
+                refresh_limit(region, now, seconds, self.arrivals)
             if rotated:
                 self._rotated = now
         for region in self.regions:
@@ -255,15 +245,7 @@ class Balancer(Ledger):
         self.refresh_table(now, 0.0)
         return change
 
-    # What it believes.
-
-    def explain(self, now: float, key: bytes | None = None) -> list[dict[str, Any]]:
-        """Per region, most wanted first: state, weight, and why."""
-        return report.explain(self, now, key)
-
-    def snapshot(self, now: float) -> dict[str, Any]:
-        """For `status`: plain values."""
-        return report.snapshot(self, now)
+    # What clients are told, and reloads.
 
     def retry_after(self, now: float) -> float:
         """Whole seconds after which a refused client may try again: what origins asked for, one at least."""

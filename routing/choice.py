@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .model import Upstream
-    from .region import RegionState
-    from .state import EndpointState
+    from .state import EndpointState, RegionState
 
 SPREAD_MIN_S: Final = 0.0005
 """Differences below half a millisecond are noise, however near the regions are."""

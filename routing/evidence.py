@@ -21,9 +21,8 @@ from __future__ import annotations
 from typing import Final
 
 from .outlier import RETRY_AFTER_MAX_S
-from .region import UNKNOWN_S, RegionState
 from .retry import RETRYABLE_STATUSES
-from .state import EndpointState, Outcome
+from .state import UNKNOWN_S, EndpointState, Outcome, RegionState
 
 ALPHA: Final = 0.125
 HEDGE_ALPHA: Final = 0.2

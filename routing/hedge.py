@@ -27,11 +27,13 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+from .region import well
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .model import Hedge, Retry
-    from .region import RegionState
+    from .state import RegionState
 
 QUANTILE: Final = 0.95
 MARGIN: Final = 0.03
@@ -99,10 +101,10 @@ def plan(regions: Sequence[RegionState], now: float, delay_max: float) -> None:
     A sick region keeps that of its better days. One with few answers of its own, or none, gets the others', or longer:
     it may be slower than they are, and could not show it if every one of its answers came second.
     """
-    well = [region for region in regions if region.well(now)]
-    for region in well:
+    normal = [region for region in regions if well(region, now)]
+    for region in normal:
         region.p95_well, region.p95_well_at = region.p95, now
-    others = max((region.p95 for region in well), default=UNWARMED_S)
+    others = max((region.p95 for region in normal), default=UNWARMED_S)
     quickest = min((region.likely + region.hedge_service for region in regions if not region.health.out), default=0.0)
     for region in regions:
         if region.p95_well_at > -inf:

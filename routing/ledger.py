@@ -13,8 +13,7 @@ from .drain import LATE, Change, DrainState
 from .evidence import HEDGE_ALPHA, charge
 from .latency import bucket_of
 from .outlier import OutlierState
-from .region import RegionState
-from .state import EndpointState, Outcome
+from .state import EndpointState, Outcome, RegionState
 
 if TYPE_CHECKING:
     import random

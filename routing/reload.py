@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from .model import Drain
-    from .region import RegionState
+    from .state import RegionState
 
 _LEARNT: Final = (
     "answer_rate",

@@ -1,4 +1,7 @@
-"""What a balancer believes, as plain values: for `status`, `explain` and the metrics."""
+"""What a balancer believes, as plain values: for `status`, `explain` and the metrics.
+
+A view: it reads a balancer and changes nothing, and no decision reads it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ from .outlier import OutlierState
 
 if TYPE_CHECKING:
     from .balancer import Balancer
-    from .region import RegionState
-    from .state import EndpointState
+    from .state import EndpointState, RegionState
 
 
 def explain(balancer: Balancer, now: float, key: bytes | None) -> list[dict[str, Any]]:

@@ -14,12 +14,12 @@ for an origin that does either.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .model import Route
+    from .model import Match
 
 Fields: TypeAlias = "list[tuple[bytes, bytes]]"
 
@@ -27,17 +27,28 @@ CHAINS_MAX: Final = 1024
 """Distinct authorities remembered; past it the memory starts anew."""
 
 
-class RouteTable:
+class Matched(Protocol):
+    """A route, or what a caller has bound one to."""
+
+    @property
+    def match(self) -> Match:
+        """Which requests it takes."""
+
+
+R = TypeVar("R", bound=Matched)
+
+
+class RouteTable(Generic[R]):
     """The routes of one listener. `match` returns the most specific route that takes a request, or None."""
 
     __slots__ = ("_any", "_chains", "_hosts", "_only", "_suffixes", "routes")
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, routes: Sequence[R]) -> None:
         self.routes = tuple(routes)
         # The commonest table by far, one route that takes everything, answers at once.
         first = _Candidate(self.routes[0]) if self.routes else None
         self._only = first.route if first is not None and first.takes_everything else None
-        by_host: dict[bytes, list[_Candidate]] = {}
+        by_host: dict[bytes, list[_Candidate[R]]] = {}
         for route in self.routes:
             by_host.setdefault(_host_pattern(route.match.host), []).append(_Candidate(route))
         if self._only is not None and any(
@@ -46,10 +57,10 @@ class RouteTable:
             self._only = None
         self._any = _Paths(by_host.pop(b"", []))
         self._hosts = {host: _Paths(found) for host, found in by_host.items() if not host.startswith(b"*.")}
-        self._chains: dict[bytes, tuple[_Paths, ...]] = {}
+        self._chains: dict[bytes, tuple[_Paths[R], ...]] = {}
         self._suffixes = {host[1:]: _Paths(found) for host, found in by_host.items() if host.startswith(b"*.")}
 
-    def match(self, host: bytes, path: bytes, method: bytes, fields: Fields) -> Route | None:
+    def match(self, host: bytes, path: bytes, method: bytes, fields: Fields) -> R | None:
         """The route for a request. `host` is the authority as received; `path` the target with or without its query.
 
         `fields` are (lower-case name, value) pairs. None: no route takes it.
@@ -67,7 +78,7 @@ class RouteTable:
                 return found
         return None
 
-    def _chain(self, authority: bytes) -> tuple[_Paths, ...]:
+    def _chain(self, authority: bytes) -> tuple[_Paths[R], ...]:
         """The path tables to try for an authority, most specific first; remembered, since clients repeat few of
         them.
         """
@@ -88,12 +99,12 @@ class RouteTable:
         return f"<RouteTable {len(self.routes)} routes, {len(self._hosts)} hosts, {len(self._suffixes)} wildcards>"
 
 
-class _Candidate:
+class _Candidate(Generic[R]):
     """A route with its constraints as bytes."""
 
     __slots__ = ("exact", "headers", "methods", "path", "route", "takes_everything", "unconstrained")
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: R) -> None:
         match = route.match
         self.route = route
         self.exact = match.exact
@@ -116,21 +127,21 @@ class _Candidate:
         return (-len(self.headers), 0 if self.methods else 1)
 
 
-class _Paths:
+class _Paths(Generic[R]):
     """The routes of one host pattern by path: exact ones, then prefixes by length."""
 
     __slots__ = ("_always", "_exact", "_lengths", "_prefixes")
 
-    def __init__(self, candidates: Sequence[_Candidate]) -> None:
-        self._exact: dict[bytes, list[_Candidate]] = {}
-        self._prefixes: dict[bytes, list[_Candidate]] = {}
+    def __init__(self, candidates: Sequence[_Candidate[R]]) -> None:
+        self._exact: dict[bytes, list[_Candidate[R]]] = {}
+        self._prefixes: dict[bytes, list[_Candidate[R]]] = {}
         for candidate in sorted(candidates, key=lambda candidate: candidate.rank):
             (self._exact if candidate.exact else self._prefixes).setdefault(candidate.path, []).append(candidate)
         # One slice and one look-up per distinct length: no scan over hundreds of prefixes.
         self._always = self._prefixes.pop(b"", [])
         self._lengths = sorted({len(prefix) for prefix in self._prefixes}, reverse=True)
 
-    def match(self, path: bytes, method: bytes, fields: Fields) -> Route | None:
+    def match(self, path: bytes, method: bytes, fields: Fields) -> R | None:
         if self._exact:
             found = self._exact.get(path)
             if found is not None:

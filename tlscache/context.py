@@ -200,9 +200,14 @@ class ClientContext:
             settings.groups,
         )
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the files are those that were loaded, as far as their stat says."""
+        return certificates.fingerprint(self._paths) == self._stamp
+
     def reload_if_changed(self) -> str | None:
         """Load the files again where one changed. None: nothing to report; otherwise why the old ones stay in use."""
-        if certificates.fingerprint(self._paths) == self._stamp:
+        if self.is_current:
             return None
         try:
             self._load()
@@ -356,12 +361,17 @@ class ServerContext:
                 lib.sk_X509_NAME_push(names, lib.X509_NAME_dup(lib.X509_get_subject_name(certificate)))
             lib.SSL_CTX_set_client_CA_list(context, names)  # takes the list over
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the files are those that were loaded, as far as their stat says."""
+        return certificates.fingerprint(self._paths) == self._stamp
+
     def reload_if_changed(self) -> str | None:
         """Load the files again where one changed. None: nothing to report; otherwise why the old ones stay in use.
 
         Handshakes that are under way finish with what they began with; open connections are not touched.
         """
-        if certificates.fingerprint(self._paths) == self._stamp:
+        if self.is_current:
             return None
         try:
             self._load()

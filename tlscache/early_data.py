@@ -19,18 +19,16 @@ from __future__ import annotations
 
 from typing import Final
 
-SAFE_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 EARLY_BYTES_MAX: Final = 4096
 """A larger request waits: what is sent early is kept for a second sending, and ought to fit the first packets."""
 
 
 def may_travel_early(
-    method: bytes, *, enabled: bool, has_body: bool, upgrade: bool = False, expect_continue: bool = False, size: int = 0
+    *, safe: bool, enabled: bool, has_body: bool, upgrade: bool = False, expect_continue: bool = False, size: int = 0
 ) -> bool:
     """Whether a request may be sent, or acted upon, as early data.
 
-    `enabled` is what the route or listener says; `size` its head's length in bytes where it is known.
+    `safe`: its method is (which methods are is `routing.retry.SAFE_METHODS`, given by who calls); `enabled` is what the
+    route or listener says; `size` its head's length in bytes where it is known.
     """
-    return (
-        enabled and method in SAFE_METHODS and not (has_body or upgrade or expect_continue) and size <= EARLY_BYTES_MAX
-    )
+    return enabled and safe and not (has_body or upgrade or expect_continue) and size <= EARLY_BYTES_MAX

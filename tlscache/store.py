@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from .session import Scope, Session
 
@@ -29,24 +29,6 @@ class StoreCounters:
     missed: int = 0
     expired: int = 0
     evicted: int = 0
-
-
-class SessionStore(Protocol):
-    """Where sessions are kept; the rules are on top of this module."""
-
-    counters: StoreCounters
-
-    def put(self, scope: Scope, session: Session, now: float) -> None:
-        """Keep a session."""
-
-    def pop(self, scope: Scope, now: float) -> Session | None:
-        """The newest session that can still be used, or None."""
-
-    def count(self) -> int:
-        """How many sessions are held, about."""
-
-    def close(self) -> None:
-        """Let go of files and threads. Idempotent."""
 
 
 class MemoryStore:

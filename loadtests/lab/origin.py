@@ -24,7 +24,7 @@ import uvloop
 
 from .behaviour import Behaviour, Outcome
 from .control import Message, answer
-from .origin_app import Request, usual_body
+from .origin_app import OriginConnection, Request, usual_body
 from .origin_h1 import H1Connection
 from .origin_h2 import H2Connection
 from .timers import Timers
@@ -41,7 +41,6 @@ class Origin:
         self.region = config["region"].encode()
         self.endpoint = str(config["endpoint"]).encode()
         self.timers = Timers(asyncio.get_running_loop())
-        self.now = monotonic
         self._config = config
         self._random = random.Random(config.get("seed"))
         self._server: asyncio.Server | None = None
@@ -49,7 +48,7 @@ class Origin:
         # A port that is any is chosen now: an origin that starts by refusing has one too.
         with _bound((config["host"], config["port"])) as bound:
             self._address: tuple[str, int] = bound.getsockname()[:2]
-        self._connections: set[H1Connection | H2Connection] = set()
+        self._connections: set[OriginConnection] = set()
         self._counts: Counter[str] = Counter()
         self._requests = 0
         self._sweeper: asyncio.TimerHandle | None = None
@@ -59,6 +58,10 @@ class Origin:
     def port(self) -> int:
         """Where it listens, or did before it was told to refuse."""
         return self._address[1]
+
+    def now(self) -> float:
+        """The clock of its delays: `time.monotonic`."""
+        return monotonic()
 
     def configure(self, behaviour: Behaviour) -> None:
         """Take new settings, for requests that arrive from now on."""
@@ -125,7 +128,7 @@ class Origin:
 
     # What connections tell it
 
-    def opened(self, connection: H1Connection | H2Connection, transport: asyncio.Transport) -> None:
+    def opened(self, connection: OriginConnection, transport: asyncio.Transport) -> None:
         """A connection is ready for requests, its TLS handshake done."""
         connection.active_at = monotonic()
         self._connections.add(connection)
@@ -134,7 +137,7 @@ class Origin:
         if tls is not None:
             self._counts["handshakes_resumed" if tls.session_reused else "handshakes_full"] += 1
 
-    def closed(self, connection: H1Connection | H2Connection) -> None:
+    def closed(self, connection: OriginConnection) -> None:
         """A connection has ended."""
         self._connections.discard(connection)
 
@@ -163,7 +166,7 @@ class Origin:
             self._counts["hangs"] += 1
         return outcome, delay_s, status
 
-    def take_over_h2(self, connection: H1Connection, transport: asyncio.Transport, data: bytes) -> bool:
+    def take_over_h2(self, connection: OriginConnection, transport: asyncio.Transport, data: bytes) -> bool:
         """A plaintext connection opened with HTTP/2's preface: hand it over, where this origin speaks HTTP/2."""
         if not self._config["h2"]:
             return False

@@ -18,13 +18,14 @@ Every answer carries `x-region` and `x-endpoint`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
-if TYPE_CHECKING:
-    from .origin import Origin
+from .behaviour import Behaviour, Outcome
+from .timers import Timers
 
 BODY_BYTES_MAX: Final = 64 << 20  # of a request that is kept to be echoed; past it: 413
 _PIECE: Final = b"onetrip-" * 8192
@@ -70,6 +71,63 @@ class Reply:
         self.pieces = _slices(body) if isinstance(body, bytes) else body
 
 
+class OriginConnection(Protocol):
+    """What an origin asks of its connections, whatever they speak."""
+
+    active_at: float
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way."""
+
+    def close(self) -> None:
+        """End in order."""
+
+    def abort(self) -> None:
+        """End with a RST."""
+
+
+class Service(Protocol):
+    """What connections ask of their origin: who it is, how it behaves, and that it hears of everything."""
+
+    region: bytes
+    endpoint: bytes
+    behaviour: Behaviour
+    timers: Timers
+    instant: bool
+    """The usual answer may go at once."""
+    canned: bytes
+    """That answer, as HTTP/1.1."""
+    usual_body: bytes
+
+    def now(self) -> float:
+        """Its clock, in seconds."""
+
+    def opened(self, connection: OriginConnection, transport: asyncio.Transport) -> None:
+        """A connection is ready for requests, its TLS handshake done."""
+
+    def closed(self, connection: OriginConnection) -> None:
+        """A connection has ended."""
+
+    def abort(self, transport: asyncio.Transport) -> None:
+        """End a connection with a RST."""
+
+    def take_over_h2(self, connection: OriginConnection, transport: asyncio.Transport, data: bytes) -> bool:
+        """A plaintext connection opened with HTTP/2's preface: hand it over, where HTTP/2 is spoken."""
+
+    def arrived(self, request: Request) -> None:
+        """A request is complete."""
+
+    def cancelled(self) -> None:
+        """A peer has reset a stream."""
+
+    def decide(self, request: Request) -> tuple[Outcome, float, int]:
+        """What becomes of a request: see `Behaviour.decide`."""
+
+    def counters(self) -> dict[str, float]:
+        """Events since the start."""
+
+
 def extra_delay_s(target: bytes) -> float:
     """What /slow asks for."""
     if not target.startswith(b"/slow"):
@@ -78,7 +136,7 @@ def extra_delay_s(target: bytes) -> float:
     return float(match[1]) / 1e3 if match else 0.0
 
 
-def respond(origin: Origin, request: Request, status: int) -> Reply:
+def respond(origin: Service, request: Request, status: int) -> Reply:
     """The answer to `request`; `status` is the one that a fault imposes, or 0."""
     fields = [(b"x-region", origin.region), (b"x-endpoint", origin.endpoint)]
     if status:

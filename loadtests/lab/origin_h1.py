@@ -12,15 +12,12 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httptools
 
 from .behaviour import Outcome
-from .origin_app import Reply, Request, extra_delay_s, respond
-
-if TYPE_CHECKING:
-    from .origin import Origin
+from .origin_app import Reply, Request, Service, extra_delay_s, respond
 
 _PIPELINE_MAX: Final = 128  # requests waiting on one connection; past it reading stops
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n"
@@ -30,7 +27,7 @@ _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus
 class H1Connection(asyncio.Protocol):
     """One connection: reading a request, `_busy` with one, `_hung` on one, `_echoing` as a tunnel, or closed."""
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: Service) -> None:
         self._origin = origin
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._parser = httptools.HttpRequestParser(self)

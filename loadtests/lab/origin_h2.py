@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import h2.config
 import h2.connection
@@ -15,10 +15,7 @@ import h2.exceptions
 import h2.settings
 
 from .behaviour import Outcome
-from .origin_app import Request, extra_delay_s, respond
-
-if TYPE_CHECKING:
-    from .origin import Origin
+from .origin_app import Request, Service, extra_delay_s, respond
 
 _STREAM_WINDOW: Final = 1 << 20  # an upload over a long path is not to be held up by the 64 KiB of the default
 _CONNECTION_WINDOW: Final = 16 << 20
@@ -27,7 +24,7 @@ _CONNECTION_WINDOW: Final = 16 << 20
 class H2Connection(asyncio.Protocol):
     """One connection and its streams: `_requests` are being received, `_replies` wait for flow control."""
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: Service) -> None:
         self._origin = origin
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))

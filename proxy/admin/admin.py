@@ -12,6 +12,7 @@ worker answers.
 
 from __future__ import annotations
 
+from email.utils import formatdate
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -20,22 +21,24 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from proxy.config.units import UnitError, parse_duration
-from proxy.downstream.listener import Listener, ServerConnection
+from proxy.downstream.base import ListenerSettings
+from proxy.downstream.listener import Listener
 from proxy.errors import Kind, ProxyError
 from proxy.exchange.reply import reason_phrase
 from proxy.http.h1 import H1Limits
 from proxy.http.message import RequestHead, ResponseHead
-from proxy.http.stream import StreamHandler
+from proxy.http.serving import CallableService
+from proxy.http.stream import RequestHandler
 from proxy.loop.bites import Bites
-from proxy.observe.access_log import AccessLog
 from proxy.observe.exposition import pieces
+from proxy.observe.metrics import ListenerCounters
 
 from .questions import merge
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from proxy.http.connection import ConnectionStream
+    from proxy.http.carrier import ConnectionStream
     from proxy.http.message import Fields
     from proxy.loop.background import Background
     from proxy.loop.timers import Timers
@@ -74,17 +77,14 @@ class Answer(Exception):
         self.fields = fields or []
 
 
-class AdminExchange(StreamHandler):
+class AdminExchange(RequestHandler):
     """One admin request: collects its (small) body, then asks the backend in a task."""
 
-    def __init__(self, admin: Admin, connection: ServerConnection) -> None:
+    head: RequestHead
+
+    def __init__(self, admin: Admin, stream: ConnectionStream) -> None:
         self.admin = admin
-        self.connection = connection
-        self.stream: ConnectionStream
-        self.head: RequestHead
-        self.hop_trusted = True
-        self.status = 0
-        self.error: ProxyError | None = None
+        self.stream = stream
         self._body = bytearray()
         self._done = False
 
@@ -101,7 +101,7 @@ class AdminExchange(StreamHandler):
         """The request's body."""
         self._body += data
         if len(self._body) > BODY_MAX:
-            self.refuse(ProxyError(Kind.BODY_TOO_LARGE, f"bodies here have at most {BODY_MAX} bytes"))
+            self.refuse_head(self.head, ProxyError(Kind.BODY_TOO_LARGE, f"bodies here have at most {BODY_MAX} bytes"))
         elif end:
             self._start()
 
@@ -116,7 +116,7 @@ class AdminExchange(StreamHandler):
         """The client left."""
         self._done = True
 
-    def refuse(self, error: ProxyError) -> None:
+    def refuse_head(self, head: RequestHead, error: ProxyError) -> None:
         """A request that can't be accepted."""
         self._send(error.status, {"fault": error.details}, [])
 
@@ -138,7 +138,6 @@ class AdminExchange(StreamHandler):
         if self._done:
             return
         self._done = True
-        self.status = status
         if isinstance(content, bytes):
             body, kind = content, b"text/plain; version=0.0.4; charset=utf-8"
         elif isinstance(content, str):
@@ -148,9 +147,15 @@ class AdminExchange(StreamHandler):
             )
         else:
             body, kind = msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n", b"application/json"
+        date = formatdate(usegmt=True).encode()
         head = ResponseHead(
             status,
-            [(b"content-type", kind), (b"cache-control", b"no-store"), (b"date", self.admin.listener.date()), *fields],
+            [
+                (b"content-type", kind),
+                (b"cache-control", b"no-store"),
+                (b"date", date),
+                *fields,
+            ],
             {},
             reason=reason_phrase(status).encode(),
             content_length=len(body),
@@ -183,14 +188,12 @@ class Admin:
         self._restarts = restarts
         self.listener = Listener(
             "admin",
+            ListenerSettings(H1Limits(body_bytes=BODY_MAX), header_timeout_s=10.0, connection_limit=256),
             turn=turn,
             timers=timers,
-            access_log=AccessLog(""),
             log=log,
-            limits=H1Limits(body_bytes=BODY_MAX),
-            header_timeout=10.0,
-            connection_limit=256,
-            new_exchange=lambda _, connection: AdminExchange(self, connection),
+            service=CallableService(lambda _, stream: AdminExchange(self, stream)),
+            counters=ListenerCounters(),
         )
 
     async def handle(self, head: RequestHead, body: bytes) -> Any:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from proxy.exchange.service import BoundRoute
 from proxy.upstream.links import SocketPool
+from routing import report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.downstream.listener import Listener
-    from proxy.l4.tunnel import TunnelListener
+    from proxy.exchange.service import Service
+    from proxy.l4.listener import TunnelListener
     from proxy.loop.bites import Bites
     from proxy.observe.metrics import PoolCounters
     from proxy.upstream.pool import Pool
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 async def upstream_status(upstream: UpstreamRuntime, now: float, bites: Bites) -> dict[str, Any]:
     """Routing's snapshot with the pools' numbers added to each endpoint."""
-    found = upstream.balancer.snapshot(now)
+    found = report.snapshot(upstream.balancer, now)
     await bites.rest()
     pools: dict[tuple[str, str], list[Pool | SocketPool]] = {}
     every: tuple[Pool | SocketPool, ...] = (*upstream.every_pool(), *upstream.every_socket_pool())
@@ -74,19 +76,20 @@ def _pool_status(pools: list[Pool | SocketPool]) -> dict[str, Any]:
     }
 
 
-def explain(url: str, method: str, listeners: Iterable[Listener | TunnelListener], now: float) -> dict[str, Any]:
-    """The route, region and endpoint that a request for `url` would take now, and why, for each listener. On an L4
-    listener only its host counts. ValueError: `url` is none.
+def explain(url: str, method: str, leads: Iterable[Service | TunnelListener], now: float) -> dict[str, Any]:
+    """The route, region and endpoint that a request for `url` would take now, and why, for each listener (`leads`:
+    where its clients go). On an L4 listener only its host counts. ValueError: `url` is none.
     """
     parts = urlsplit(url if "//" in url else f"//{url}")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.netloc.rpartition("@")[2].encode("utf-8", "replace")
     ways = []
-    for listener in listeners:
-        route = listener.table.match(host, target.encode("utf-8", "replace"), method.encode(), [])
-        if route is None:
+    for listener in leads:
+        found = listener.table.match(host, target.encode("utf-8", "replace"), method.encode(), [])
+        if found is None:
             ways.append({"listener": listener.name, "route": None, "why": "no route matches"})
             continue
+        route = found.route if isinstance(found, BoundRoute) else found
         upstream = listener.upstreams[route.upstream]
         chosen = upstream.balancer.pick(now)
         match = route.match
@@ -102,7 +105,7 @@ def explain(url: str, method: str, listeners: Iterable[Listener | TunnelListener
             "region": chosen.region.name if chosen is not None else None,
             "endpoint": str(chosen.endpoint) if chosen is not None else None,
             "warm_connections": chosen.ready if chosen is not None else 0,
-            "regions": upstream.balancer.explain(now),
+            "regions": report.explain(upstream.balancer, now, None),
         }
         if chosen is not None and route.hedge is not None:
             delay = upstream.balancer.hedge_delay(now, chosen)

@@ -9,11 +9,18 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
+from . import regions
 from .explain import explain
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping
+
+    from proxy.exchange.service import Service
+    from proxy.l4.listener import TunnelListener
+    from proxy.observe.access_log import AccessLog
     from proxy.observe.metrics import Snapshot
-    from proxy.process.worker import Worker
+    from proxy.upstream.upstream import UpstreamRuntime
 
 
 class Backend(Protocol):
@@ -45,7 +52,31 @@ class Backend(Protocol):
         """Have every worker drain or undrain, and those that start later."""
 
 
-async def answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
+class DataPlane(Protocol):
+    """One worker, as questions see it."""
+
+    ready: asyncio.Event
+    stopping: bool
+
+    @property
+    def access_log(self) -> AccessLog:
+        """Where requests are logged."""
+
+    def leads(self) -> list[Service | TunnelListener]:
+        """Where the clients of each listener go."""
+
+    @property
+    def upstreams(self) -> Mapping[str, UpstreamRuntime]:
+        """Those of the config in use."""
+
+    async def snapshot(self) -> Snapshot:
+        """What `/metrics` shows of it."""
+
+    async def status(self) -> dict[str, Any]:
+        """What `/status` shows of it."""
+
+
+async def answer(worker: DataPlane, question: dict[str, Any]) -> dict[str, Any]:
     """One worker's answer to a question. Never raises for what a person asked."""
     try:
         return await _answer(worker, question)
@@ -53,7 +84,7 @@ async def answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
         return {"fault": str(error.args[0])}
 
 
-async def _answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
+async def _answer(worker: DataPlane, question: dict[str, Any]) -> dict[str, Any]:
     match question["do"]:
         case "reopen logs":
             worker.access_log.reopen()
@@ -65,11 +96,13 @@ async def _answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
         case "status":
             return await worker.status()
         case "explain":
-            return explain(question["url"], question.get("method", "GET"), worker.listeners.values(), monotonic())
+            return explain(question["url"], question.get("method", "GET"), worker.leads(), monotonic())
         case "drain":
-            return {"drained": worker.drain_region(question["region"], question.get("upstream"), question.get("for_s"))}
+            every, region, upstream = worker.upstreams.values(), question["region"], question.get("upstream")
+            return {"drained": regions.drain(every, region, upstream, question.get("for_s"))}
         case "undrain":
-            return {"undrained": worker.undrain_region(question["region"], question.get("upstream"))}
+            every, region, upstream = worker.upstreams.values(), question["region"], question.get("upstream")
+            return {"undrained": regions.undrain(every, region, upstream)}
         case unknown:
             return {"fault": f"no such question: {unknown}"}
 

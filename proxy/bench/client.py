@@ -17,6 +17,8 @@ import httptools
 
 from proxy.errors import Kind, ProxyError
 
+from .request import Carrier
+
 if TYPE_CHECKING:
     from .request import Request
     from .tls import ClientTls
@@ -34,6 +36,9 @@ class ConnectionOwner(Protocol):
     def failed(self, connection: Connection, request: Request, error: ProxyError, now: float) -> None:
         """The request will get no answer."""
 
+    def freed(self, connection: Connection, now: float) -> None:
+        """The connection gave up a request, and may be given another."""
+
     def closed(self, connection: Connection, error: ProxyError | None) -> None:
         """The connection is gone (and its requests have failed before). `error`: why, where it never became ready."""
 
@@ -42,14 +47,14 @@ class ConnectionOwner(Protocol):
 
 
 class Phase(Enum):
-    """Where a connection stands."""
+    """Of a connection; see the module."""
 
     HANDSHAKING = "handshaking"
     READY = "ready"
     CLOSED = "closed"
 
 
-class Connection(asyncio.Protocol):
+class Connection(Carrier, asyncio.Protocol):
     """What every version shares: the transport, TLS, the phases. A subclass speaks HTTP."""
 
     alpn = ""
@@ -95,10 +100,6 @@ class Connection(asyncio.Protocol):
 
     def fail_all(self, error: ProxyError, now: float) -> None:
         """Fail every active request."""
-        raise NotImplementedError
-
-    def abandon(self, request: Request) -> None:
-        """Give up one request whose time is over; its owner has counted it already."""
         raise NotImplementedError
 
     # asyncio.Protocol
@@ -259,7 +260,7 @@ class H1Connection(Connection):
         if request is not None:
             self.owner.failed(self, request, error, now)
 
-    def abandon(self, request: Request) -> None:
+    def abandon(self, request: Request, now: float) -> None:
         """HTTP/1.1 has no way to cancel but closing."""
         if self._request is request:
             self._request = None

@@ -130,7 +130,7 @@ class H2Connection(Connection):
         for stream in streams.values():
             self.owner.failed(self, stream.request, error, now)
 
-    def abandon(self, request: Request) -> None:
+    def abandon(self, request: Request, now: float) -> None:
         """Reset the stream; the connection goes on."""
         if self._streams.pop(request.stream_id, None) is not None:
             try:
@@ -138,6 +138,7 @@ class H2Connection(Connection):
             except h2.exceptions.ProtocolError:
                 pass  # the stream has just ended
             self._flush()
+        self.owner.freed(self, now)
 
     def _on_response(self, event: h2.events.ResponseReceived, now: float) -> None:
         stream = self._streams.get(event.stream_id)

@@ -11,8 +11,9 @@ from typing import Final
 
 from . import plots
 from .plots import Line, Scale
-from .record import STATES, Histogram, highest_us
+from .record import Histogram, highest_us
 from .report import COLUMNS, LABELS, figures, hidden, ms, rows, verdict
+from .request import STATES
 from .result import RegionResult, Result
 
 _LABEL_MAX: Final = 14

@@ -150,8 +150,7 @@ class Pool:
         for connection in [c for c, opener in self._openers.items() if opener is request]:
             connection.close()
         if request.connection is not None:
-            request.connection.abandon(request)
-            self._next(request.connection, now)
+            request.connection.abandon(request, now)
 
     def close(self) -> None:
         """Close everything; nothing is counted any more."""
@@ -199,6 +198,10 @@ class Pool:
     def failed(self, connection: Connection, request: Request, error: ProxyError, now: float) -> None:
         """Record it; where only the stream failed, the connection goes on."""
         self._settle_failed(request, error, now)
+        self._next(connection, now)
+
+    def freed(self, connection: Connection, now: float) -> None:
+        """Give it what waits."""
         self._next(connection, now)
 
     def closed(self, connection: Connection, error: ProxyError | None) -> None:

@@ -17,15 +17,15 @@ from hdrh.histogram import HdrHistogram
 
 from proxy.errors import Kind, ProxyError
 
+from .request import STATES, UNCONNECTED
+
 if TYPE_CHECKING:
     from .request import Request
 
 HIGHEST_US: Final = 3_600_000_000
 SIGNIFICANT_FIGURES: Final = 3
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
-STATES: Final = ("cold", "resumed", "early", "reused")
 PHASES: Final = ("queue", "dns", "tcp", "tls", "first_byte", "receive", "service", "total")
-UNCONNECTED: Final = "unconnected"  # timed out before it had a connection, so in no state of one
 
 _HALF_BITS: Final = (
     10  # 2 * 10**3 rounded up to a power of two is 2**11 buckets in the first run, half as many in each further one

@@ -13,7 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .record import PHASES, STATES, UNCONNECTED
+from .record import PHASES
+from .request import STATES, UNCONNECTED
 from .result import AbResult, RegionResult, Result, Summary
 
 COLUMNS: Final = ("p50", "p90", "p99", "p99.9", "max")

@@ -1,4 +1,7 @@
-"""One request: what is sent, the same each time, and the instants at which it got on."""
+"""One request: what is sent, the same each time, and the instants at which it got on.
+
+It knows nothing of connections but that one can be told to give it up, and nothing of how instants are recorded.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,23 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from .plan import USER_AGENT
-from .record import UNCONNECTED
 
 if TYPE_CHECKING:
-    from .client import Connection
     from .plan import Plan, Target
 
+STATES: Final = ("cold", "resumed", "early", "reused")
+"""Of the connection that a request got."""
+UNCONNECTED: Final = "unconnected"  # timed out before it had a connection, so in no state of one
+
 _HOP_BY_HOP: Final = frozenset(("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "host"))
+
+
+class Carrier:
+    """What a request was sent on: a connection, whatever it speaks."""
+
+    def abandon(self, request: Request, now: float) -> None:
+        """Give up one request whose time is over; its owner has counted it already."""
+        raise NotImplementedError
 
 
 class Request:
@@ -55,7 +68,7 @@ class Request:
         self.state = UNCONNECTED
         self.status = 0
         self.stream_id = 0
-        self.connection: Connection | None = None
+        self.connection: Carrier | None = None
         self.task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:

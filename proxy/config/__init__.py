@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from .effective import effective_values, effective_yaml
     from .faults import ConfigError, ConfigFault
     from .json_schema import schema
+    from .listeners import ListenerSection, RouteSection
     from .load import check_config, load_config, parse_config
-    from .model import Config, ListenerSection, RouteSection
+    from .model import Config
     from .places import Secret
     from .sections import RegionSection, UpstreamSection, UpstreamTls
     from .units import Address
@@ -53,9 +54,9 @@ _PLACES: Final = {
     "ConfigDiff": "change",
     "ConfigError": "faults",
     "ConfigFault": "faults",
-    "ListenerSection": "model",
+    "ListenerSection": "listeners",
     "RegionSection": "sections",
-    "RouteSection": "model",
+    "RouteSection": "listeners",
     "Secret": "places",
     "UpstreamSection": "sections",
     "UpstreamTls": "sections",

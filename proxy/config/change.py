@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .model import Config, ListenerSection
+from .listeners import ListenerSection
+from .model import Config
 
 RESTART: Final = ("workers", "admin.address", "sessions", "fleet")
 """Keys that a running program can't change."""

@@ -7,12 +7,13 @@ from the defaults.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeVar
 
 from routing import model
 
-from .model import Config, ListenerSection, MatchSection, RouteSection
-from .sections import HedgeSection, PoolSection, RetrySection, Section, TimeoutsSection, UpstreamSection
+from .listeners import ListenerSection, MatchSection, RouteSection
+from .sections import HedgeSection, RetrySection, Section, TimeoutsSection, UpstreamSection
 
 _S = TypeVar("_S", bound=Section)
 
@@ -45,26 +46,19 @@ def inherited(route: RouteSection, upstream: UpstreamSection) -> RouteSection:
     )
 
 
-def with_inheritance(config: Config) -> Config:
-    """The config with the values filled in that come from elsewhere in it; references must have been checked."""
-    upstreams = {
-        name: upstream.model_copy(update={"pool": _bounded(upstream.pool)})
-        for name, upstream in config.upstreams.items()
-    }
-    listeners = tuple(
-        listener.model_copy(
-            update={"routes": tuple(inherited(one, config.upstreams[one.upstream]) for one in listener.routes)}
-        )
-        if listener.routes
-        else listener
-        for listener in config.listeners
-    )
-    return config.model_copy(update={"listeners": listeners, "upstreams": upstreams})
+def inherited_listener(listener: ListenerSection, upstreams: Mapping[str, UpstreamSection]) -> ListenerSection:
+    """The listener with every value that its routes inherit. Idempotent."""
+    if not listener.routes:
+        return listener
+    routes = tuple(inherited(one, upstreams[one.upstream]) for one in listener.routes)
+    return listener.model_copy(update={"routes": routes})
 
 
-def _bounded(pool: PoolSection) -> PoolSection:
+def bounded_upstream(upstream: UpstreamSection) -> UpstreamSection:
     """A small `max_connections` alone makes the default of `warm` smaller, too."""
-    return pool.model_copy(update={"warm": min(pool.warm, pool.max_connections)})
+    pool = upstream.pool
+    bounded = pool.model_copy(update={"warm": min(pool.warm, pool.max_connections)})
+    return upstream.model_copy(update={"pool": bounded})
 
 
 def upstream_value(name: str, section: UpstreamSection) -> model.Upstream:
@@ -87,10 +81,10 @@ def upstream_value(name: str, section: UpstreamSection) -> model.Upstream:
     )
 
 
-def route_values(config: Config, listener: ListenerSection) -> tuple[model.Route, ...]:
+def route_values(listener: ListenerSection, upstreams: Mapping[str, UpstreamSection]) -> tuple[model.Route, ...]:
     """A listener's routes as routing sees them; one that matches everything where the listener names an upstream."""
     routes = listener.routes or (RouteSection(upstream=listener.upstream or ""),)
-    return tuple(_route(inherited(one, config.upstreams[one.upstream])) for one in routes)
+    return tuple(_route(inherited(one, upstreams[one.upstream])) for one in routes)
 
 
 def match_value(match: MatchSection) -> model.Match:

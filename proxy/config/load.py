@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from .document import Mark
-from .effective_routes import with_inheritance
 from .faults import ConfigError, ConfigFault, Path, dotted, nearest
 from .model import Config
 from .rules import broken_rules, unavailable
@@ -88,7 +87,7 @@ class _Reading:
                 self.report(broken.path, self.mark(broken.path), text, broken.suggestion)
         if self.faults or config is None:
             raise ConfigError(sorted(self.faults, key=lambda fault: (fault.line, fault.column)))
-        return with_inheritance(config)
+        return config.with_inheritance()
 
     def validated(self) -> Config | None:
         """The model of the tree once what is at fault has been reported and replaced. None: even then it is none."""

@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 from .document import Expanded, resolve
 from .effective_routes import inherited, match_value
 from .faults import Path, nearest
-from .model import Config, ListenerSection, RouteSection
+from .listeners import ListenerSection, RouteSection
+from .model import Config
 from .places import Secret
 from .sections import HedgeSection, UpstreamSection
 from .units import Address, format_duration

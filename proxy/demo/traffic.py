@@ -265,6 +265,9 @@ class Client:
         assert isinstance(request, _Demand)
         self._settle(request, error.details or error.kind.label)
 
+    def freed(self, connection: Connection, now: float) -> None:
+        """Nothing to do: HTTP/1.1 closes the connection of what is given up."""
+
     def closed(self, connection: Connection, error: ProxyError | None) -> None:
         """A connection is gone."""
         self._all.discard(connection)
@@ -285,7 +288,7 @@ class Client:
         for connection in [one for one, opener in self._openers.items() if opener is demand]:
             connection.close()
         if demand.connection is not None:
-            demand.connection.abandon(demand)
+            demand.connection.abandon(demand, monotonic())
 
     def _settle(self, demand: _Demand, failure: str) -> None:
         if demand.done:

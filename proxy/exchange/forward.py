@@ -19,7 +19,8 @@ from proxy.http.claims import CLAIMED, is_claim
 from proxy.http.semantics import decimal, first_allowed, quoted
 
 if TYPE_CHECKING:
-    from proxy.http.message import Field, RequestHead
+    from proxy.http.message import RequestHead
+    from proxy.http.serving import Hop
     from routing.model import Route
 
 _REWRITTEN: Final = frozenset(
@@ -84,30 +85,6 @@ def new_traceparent() -> bytes:
     """A W3C traceparent with fresh ids, sampled. The leading 1s keep both from being all zeros, which is invalid."""
     digits = identifiers.take()
     return b"00-1" + digits[1:32] + b"-1" + digits[33:48] + b"-01"
-
-
-class Hop:
-    """What one downstream connection adds to each request: built once when it is accepted.
-
-    `via_name` is what all of this kind are called, `loop_name` this one alone (with its workers and successors).
-    """
-
-    __slots__ = ("loop_name", "peer", "proto", "standing", "trusted", "via_name")
-
-    def __init__(
-        self, peer: bytes, proto: bytes, via_name: bytes, trusted: bool, loop_name: bytes = b"onetrip"
-    ) -> None:
-        self.peer = peer
-        self.proto = proto
-        self.via_name = via_name
-        self.trusted = trusted
-        self.loop_name = loop_name
-        self.standing: list[Field] = [
-            (b"x-forwarded-for", peer),
-            (b"x-forwarded-proto", proto),
-            (b"via", b"1.1 " + via_name),
-            (b"cdn-loop", loop_name),
-        ]
 
 
 def rewrite(head: RequestHead, hop: Hop) -> tuple[bytes, bytes] | ProxyError:

@@ -14,8 +14,7 @@ from proxy.http.message import ResponseHead
 
 if TYPE_CHECKING:
     from proxy.http.message import Fields, RequestHead
-
-    from .exchange import Exchange
+    from proxy.observe.record import RequestRecord
 
 _DETAILS_MAX: Final = 400
 _NO_ECHO: Final = frozenset((b"authorization", b"cookie", b"proxy-authorization"))
@@ -43,20 +42,18 @@ def proxy_status(error: ProxyError) -> bytes:
     return f'onetrip; error={error.kind.proxy_status}; details="{text}"'.encode()
 
 
-def error_reply(exchange: Exchange, error: ProxyError) -> tuple[ResponseHead, bytes]:
+def error_reply(record: RequestRecord, error: ProxyError, grpc: bool, retry_after: float) -> tuple[ResponseHead, bytes]:
     """What a client gets when there is nothing better: status, `proxy-status`, and a short body that says what was
-    tried; a gRPC client, a result without a body.
+    tried; a gRPC client, a result without a body. `retry_after`: seconds, for a 503 (0.0: not known).
     """
-    if exchange.grpc:
+    if grpc:
         return error_head(error, [(b"proxy-status", proxy_status(error))]), b""
     tried = [
-        f"{a.target.region.name}/{a.target.endpoint}: {told(a.error) if a.error else 'no answer'}"
-        for a in exchange.tried
+        f"{a.target.region.name}/{a.target.endpoint}: {told(a.error) if a.error else 'no answer'}" for a in record.tries
     ]
-    request_id = exchange.request_id.decode("latin-1")
-    head: RequestHead | None = getattr(exchange, "head", None)
-    accepts = head.known.get(b"accept", b"") if head is not None else b""
-    if b"json" in accepts:
+    request_id = record.request_id.decode("latin-1")
+    known = record.head.known
+    if b"json" in known.get(b"accept", b""):
         content: dict[str, Any] = {
             "status": error.status,
             "error": error.kind.label,
@@ -76,26 +73,26 @@ def error_reply(exchange: Exchange, error: ProxyError) -> tuple[ResponseHead, by
         kind = b"text/plain; charset=utf-8"
     fields: Fields = [(b"content-type", kind), (b"proxy-status", proxy_status(error)), (b"cache-control", b"no-store")]
     if error.status == 503:
-        fields.append((b"retry-after", b"%d" % max(1, round(exchange.retry_after or 1))))
+        fields.append((b"retry-after", b"%d" % max(1, round(retry_after or 1))))
     if error.status == 426:
         fields.append((b"upgrade", b"HTTP/1.1"))
-    if exchange.hop_trusted and head is not None and head.known.get(b"onetrip-debug") == b"1":
-        fields += debug_fields(exchange, monotonic())
+    if record.trusted and known.get(b"onetrip-debug") == b"1":
+        fields += debug_fields(record, monotonic())
     return ResponseHead(
         error.status, fields, {}, reason=reason_phrase(error.status).encode(), content_length=len(body)
     ), body
 
 
-def debug_fields(exchange: Exchange, now: float) -> Fields:
+def debug_fields(record: RequestRecord, now: float) -> Fields:
     """`server-timing` and who answered, for a trusted client that asked by `onetrip-debug: 1`."""
-    winner = exchange.winner
-    timing = f"onetrip;dur={(now - exchange.started) * 1e3:.2f}"
+    winner = record.winner
+    timing = f"onetrip;dur={(now - record.started) * 1e3:.2f}"
     fields: Fields = []
     if winner is not None:
         timing += f", upstream;dur={(now - winner.connected_at) * 1e3:.2f}"
         fields.append((b"onetrip-region", winner.target.region.name.encode()))
     fields.append((b"server-timing", timing.encode()))
-    fields.append((b"onetrip-attempts", b"%d" % len(exchange.tried)))
+    fields.append((b"onetrip-attempts", b"%d" % len(record.tries)))
     return fields
 
 

@@ -41,10 +41,10 @@ class ConnectionStream(Stream):
 
     __slots__ = ("blocked", "connection", "handler", "held", "id", "paused", "received_end", "sent_end", "unconsumed")
 
-    def __init__(self, connection: Carrier, stream_id: int, handler: StreamHandler) -> None:
+    def __init__(self, connection: Carrier, stream_id: int, handler: StreamHandler | None) -> None:
         self.connection = connection
         self.id = stream_id
-        self.handler: StreamHandler | None = handler
+        self.handler = handler
         self.paused = 0
         self.unconsumed = 0
         self.blocked = False  # the handler waits for `on_writable`

@@ -199,3 +199,22 @@ class StreamHandler(ABC):
     @abstractmethod
     def on_reset(self, error: ProxyError) -> None:
         """The stream ended before its time. Nothing follows."""
+
+
+class RequestHandler(StreamHandler):
+    """Who answers one request of a downstream connection: told its head by `on_headers`, or by `refuse_head` where that
+    can't be accepted.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def refuse_head(self, head: RequestHead, error: ProxyError) -> None:
+        """Answer with an error, whatever else the head says."""
+
+    def on_confirmed(self) -> None:
+        """The client's TLS handshake is complete: what came before it is no replay."""
+
+    def takes_interim(self) -> bool:
+        """Whether the client is still without an answer, and can be sent an interim one."""
+        return False

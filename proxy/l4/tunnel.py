@@ -1,11 +1,9 @@
-"""L4 listeners: `tcp` (plain or terminated TLS in, plain or TLS out) and `sni` (TLS passed through by server name).
+"""One client of an L4 listener, from its first byte to its last.
 
     PRELUDE (PROXY header, TLS handshake, or ClientHello) ──> CONNECTING ──> RELAYING ──> CLOSED
        └── a TLS handshake fails ──> LINGERING ─────────────────────────────────────────────┘
 
-A new client gets a warm link where there is one. Else links are dialled, and as no byte of the client has been sent
-yet, dials to other regions may race: a further one (as many as `retry` allows) starts when one fails, or when nothing
-is ready after `RACE_AFTER_S`; the first that is ready wins.
+It owns the client's socket until the relay does, and never chooses an endpoint itself: CONNECTING is `race`.
 
 While CONNECTING the client's bytes wait in the kernel, and (once that takes long) only its reset is noticed. A
 connection is idle when no byte moved for `timeouts.idle`, give or take a quarter. LINGERING: our alert has been sent,
@@ -15,44 +13,34 @@ the kernel reset the connection and destroy the alert.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from contextlib import suppress
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from proxy.downstream.base import BaseListener
 from proxy.downstream.client_hello import ClientHello, ClientHelloReader
 from proxy.downstream.proxy_protocol import NotProxyProtocol, ProxyHeader, ProxyProtocolReader, write_v1, write_v2
 from proxy.loop.reactor import BROKEN, READ, UNWATCHED
 from proxy.net.address import unmapped
-from proxy.observe.access_log import AccessRecord, encode
-from proxy.observe.metrics import Histogram
-from proxy.upstream.link import Link
-from proxy.upstream.link import State as LinkState
 from routing.balancer import Outcome
-from routing.table import RouteTable
 from tlscache.engine import State as TLSState
 from tlscache.engine import TLSEngine
 
 from .flow import End
+from .race import RACE_AFTER_S, Entrant, Race
 from .relay import Relay
 
 if TYPE_CHECKING:
-    from proxy.config import ListenerSection
-    from proxy.config.model import LimitsSection
+    from proxy.loop.reactor import Reactor
     from proxy.loop.timers import Timed
-    from proxy.observe.access_log import AccessLog
-    from proxy.observe.metrics import Snapshot
-    from proxy.process.worker import Worker
+    from proxy.upstream.link import Link
     from proxy.upstream.upstream import UpstreamRuntime
     from routing.balancer import EndpointState
     from routing.model import Route
-    from tlscache.context import ServerContext
+    from routing.table import RouteTable
 
-RACE_AFTER_S: Final = 0.25
-ACCEPT_BATCH: Final = 16
-ACCEPT_PAUSE_S: Final = 0.1
 LINGER_S: Final = 1.0
 LINGER_READS: Final = 16
 RECEIVE_BYTES: Final = 64 * 1024
@@ -70,13 +58,22 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class Tunnel:
+class TunnelOwner(BaseListener["Tunnel"]):
+    """A listener, as its tunnels see it."""
+
+    reactor: Reactor
+    table: RouteTable[Route]
+    upstreams: dict[str, UpstreamRuntime]
+
+    def done(self, tunnel: Tunnel, reason: str) -> None:
+        """It has ended; `reason` says what went wrong, where something did. Its relay's counts are final."""
+        raise NotImplementedError
+
+
+class Tunnel(Entrant):
     """One client connection."""
 
     __slots__ = (
-        "_begun",
-        "_connecting_since",
-        "_dials",
         "_engine",
         "_events",
         "_first_bytes",
@@ -84,6 +81,7 @@ class Tunnel:
         "_link",
         "_proxy_header",
         "_quiet",
+        "_race",
         "_refusal",
         "client",
         "destination",
@@ -104,7 +102,7 @@ class Tunnel:
     upstream: UpstreamRuntime
     route: Route
 
-    def __init__(self, listener: TunnelListener, sock: socket.socket, address: Any) -> None:
+    def __init__(self, listener: TunnelOwner, sock: socket.socket, address: Any) -> None:
         self.listener = listener
         self.sock = sock
         self.peer: tuple[str, int] = (unmapped(address[0]), address[1]) if isinstance(address, tuple) else ("", 0)
@@ -116,16 +114,15 @@ class Tunnel:
         self.relay: Relay | None = None
         self.target: EndpointState | None = None
         self.server_name = ""
-        self._engine = TLSEngine(listener.tls) if listener.tls is not None else None
-        self._proxy_header = ProxyProtocolReader() if listener.section.proxy_protocol else None
-        self._hello = ClientHelloReader() if listener.section.protocol == "sni" else None
+        settings = listener.settings
+        self._engine = TLSEngine(settings.tls) if settings.tls is not None else None
+        self._proxy_header = ProxyProtocolReader() if settings.proxy_protocol else None
+        self._hello = ClientHelloReader() if settings.protocol == "sni" else None
         self._first_bytes = b""
         self._events = UNWATCHED
-        self._dials: list[Link] = []
         self.tried: list[EndpointState] = []
-        self._begun: list[EndpointState] = []
+        self._race: Race | None = None
         self._link: Link | None = None
-        self._connecting_since = 0.0
         self._quiet = 0
         self._refusal = ""
 
@@ -137,13 +134,14 @@ class Tunnel:
         if self._engine is None and self._proxy_header is None and self._hello is None:
             self._connect()
             return
-        self.listener.worker.timers.set(self, self.started + self.listener.header_timeout, self.started)
+        listener = self.listener
+        listener.timers.set(self, self.started + listener.settings.header_timeout_s, self.started)
         self._watch(READ)
 
     def _watch(self, events: int) -> None:
         if events != self._events:
             self._events = events
-            self.listener.worker.reactor.watch(self.sock.fileno(), events, self)
+            self.listener.reactor.watch(self.sock.fileno(), events, self)
 
     # -- prelude -----------------------------------------------------------------------------------
 
@@ -217,7 +215,7 @@ class Tunnel:
             self.server_name = engine.server_name or ""
             self._connect()
         elif engine.state is not TLSState.HANDSHAKING:
-            self.listener.tls_failures += 1
+            self.listener.counters.tls_failures += 1
             self._linger(f"TLS handshake: {engine.error}")
 
     def _linger(self, refusal: str) -> None:
@@ -226,7 +224,7 @@ class Tunnel:
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
         now = monotonic()
-        self.listener.worker.timers.set(self, now + LINGER_S, now)
+        self.listener.timers.set(self, now + LINGER_S, now)
 
     # -- connecting --------------------------------------------------------------------------------
 
@@ -239,81 +237,28 @@ class Tunnel:
         self.route = route
         upstream = self.upstream = listener.upstreams[route.upstream]
         self.state = State.CONNECTING
-        now = self._connecting_since = monotonic()
+        now = monotonic()
         key = self.peer[0].encode() if upstream.session_key is not None and self.peer[0] else None
-        balancer = upstream.balancer
-        balancer.count_request(now)
-        target = balancer.pick(now, key)
-        if target is None:
-            self._end(upstream.nothing_available(now), Outcome.CANCELLED)
-            return
-        self._try(target, now)
+        passthrough = listener.settings.protocol == "sni"
+        race = self._race = Race(self, upstream, route, self.started, passthrough=passthrough)
+        self.tried = race.tried
+        race.start(key, now)
         if self.state is State.CONNECTING:
-            listener.worker.timers.set(self, now + RACE_AFTER_S, now)
+            listener.timers.set(self, now + RACE_AFTER_S, now)
             if self._events != UNWATCHED:
                 self._watch(0)
-
-    def _try(self, target: EndpointState, now: float) -> None:
-        self.tried.append(target)
-        self._begun.append(target)
-        self.upstream.balancer.begin(target, now)
-        pool = self.upstream.socket_pool(target, passthrough=self.listener.section.protocol == "sni")
-        link = pool.take()
-        if link is not None:
-            self._joined(link)
-            return
-        link = pool.dial(self._dialled, self._header_for_upstream() if pool.tls else b"")
-        if link.state in (LinkState.CONNECTING, LinkState.HANDSHAKING):
-            self._dials.append(link)
-        elif self.state is State.CONNECTING and not self._dials:  # each failed at once
-            assert link.error is not None
-            self._end(link.error.details, Outcome.CONNECT_FAILED)
-
-    def _dialled(self, link: Link) -> None:
-        pool = link.pool
-        if link.error is None:
-            pool.opened(link)
-        else:
-            pool.failed(link.error)
-        if self.state is not State.CONNECTING:
-            link.close()
-            return
-        within_dial = link not in self._dials
-        if not within_dial:
-            self._dials.remove(link)
-        if link.error is None:
-            self._joined(link)
-            return
-        now = monotonic()
-        blamed = link.error.blames_endpoint
-        self._settle(pool.target, Outcome.CONNECT_FAILED if blamed else Outcome.NEUTRAL, now)
-        if not self._try_another(now) and not self._dials and not within_dial:
-            self._end(link.error.details, Outcome.CONNECT_FAILED)
-
-    def _try_another(self, now: float) -> bool:
-        retry = self.route.retry
-        if retry is None or len(self.tried) > retry.attempts:
-            return False
-        target = self.upstream.balancer.pick_alternate(now, self.tried, False)
-        if target is None:
-            return False
-        self._try(target, now)
-        return True
 
     def on_timer(self, now: float) -> None:
         """The prelude took too long; a dial is slow; or the relay is idle."""
         if self.state is State.PRELUDE:
-            self._end(f"the client said nothing for {self.listener.header_timeout:g} s", Outcome.CANCELLED)
+            self._end(f"the client said nothing for {self.listener.settings.header_timeout_s:g} s", Outcome.CANCELLED)
         elif self.state is State.LINGERING:
             self._end(self._refusal, Outcome.CANCELLED)
-        elif self.state is State.CONNECTING:
-            if now - self._connecting_since > self.route.timeouts.connect * 2:
-                self._end("no endpoint could be reached in time", Outcome.TIMEOUT)
-                return
-            self._try_another(now)
+        elif self._race is not None:
+            self._race.go_on(now)
             if self.state is State.CONNECTING:
                 self._watch(0)
-                self.listener.worker.timers.set(self, now + RACE_AFTER_S, now)
+                self.listener.timers.set(self, now + RACE_AFTER_S, now)
         elif self.relay is not None:
             self._check_idle(self.relay, now)
 
@@ -324,32 +269,30 @@ class Tunnel:
         if self._quiet >= IDLE_CHECKS:
             relay.abort(f"idle for {idle:g} s")
         else:
-            self.listener.worker.timers.set(self, now + idle / IDLE_CHECKS, now)
+            self.listener.timers.set(self, now + idle / IDLE_CHECKS, now)
 
-    def _joined(self, link: Link) -> None:
+    def on_link(self, link: Link) -> None:
         """A link is ready: relay."""
         now = monotonic()
-        target = self.target = link.pool.target
+        self.target = link.pool.target
         self._link = link
-        for loser in self._dials:
-            loser.close()
-        self._dials.clear()
-        self._begun.remove(target)
-        for other in list(self._begun):  # one may be the same endpoint, dialled once more
-            self._settle(other, Outcome.CANCELLED, now)
-        self.upstream.balancer.established(target, now, target.floor.value)  # L4 shows no service time
-        link.pool.lent()
+        self._race = None
         self.state = State.RELAYING
-        worker = self.listener.worker
+        listener = self.listener
         client = End(self.sock, self._engine, self._events)
         relay = self.relay = Relay(
-            worker.reactor, client, End(link.take(), link.engine, link.events), self._relay_closed
+            listener.reactor, client, End(link.take(), link.engine, link.events), self._relay_closed
         )
-        worker.timers.set(self, now + self.route.timeouts.idle / IDLE_CHECKS, now)
+        listener.timers.set(self, now + self.route.timeouts.idle / IDLE_CHECKS, now)
         first, self._first_bytes = self._first_bytes, b""
-        relay.start(b"" if link.pool.tls else self._header_for_upstream(), first, link.early)
+        relay.start(b"" if link.pool.tls else self.header_for_upstream(), first, link.early)
 
-    def _header_for_upstream(self) -> bytes:
+    def on_no_link(self, reason: str, outcome: Outcome) -> None:
+        """No endpoint takes the client."""
+        self._end(reason, outcome)
+
+    def header_for_upstream(self) -> bytes:
+        """The PROXY header for a link, b"" where the upstream wants none."""
         version = self.upstream.section.proxy_protocol
         if version == "off":
             return b""
@@ -362,20 +305,12 @@ class Tunnel:
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def _settle(self, target: EndpointState, outcome: Outcome, now: float) -> None:
-        if target in self._begun:
-            self._begun.remove(target)
-            self.upstream.balancer.finish(target, now, outcome, now - self.started)
-
     def _relay_closed(self, reason: str) -> None:
-        link, relay, target = self._link, self.relay, self.target
+        link, target = self._link, self.target
         assert link is not None
-        assert relay is not None
         assert target is not None
         self._link = None
         link.pool.ended()
-        self.listener.bytes_up += relay.up.bytes
-        self.listener.bytes_down += relay.down.bytes
         self.upstream.balancer.closed(target)
         self._closed(reason)
         self.relay = None  # which holds on to this tunnel: no cycle is left for the collector
@@ -384,20 +319,22 @@ class Tunnel:
         """Before (or instead of) a relay: close the client's socket."""
         if self.state is State.CLOSED:
             return
-        now = monotonic()
-        for link in self._dials:
-            link.close()
-        self._dials.clear()
-        for target in list(self._begun):
-            self._settle(target, outcome, now)
-        self.listener.worker.reactor.closing(self.sock.fileno())
+        race, self._race = self._race, None
+        if race is not None:
+            race.stop(outcome, monotonic())
+        self.listener.reactor.closing(self.sock.fileno())
         self.sock.close()
         self._closed(reason)
 
     def _closed(self, reason: str) -> None:
         self.state = State.CLOSED
-        self.listener.worker.timers.cancel(self)
+        self.listener.timers.cancel(self)
         self.listener.done(self, reason)
+
+    def drain(self) -> None:
+        """What is relayed may finish; a client that has not got so far ends."""
+        if self.state in (State.PRELUDE, State.LINGERING):
+            self.abort()
 
     def abort(self, reason: str = "the proxy is stopping") -> None:
         """Cut it."""
@@ -409,178 +346,3 @@ class Tunnel:
     def break_down(self, error: Exception) -> None:
         """Our code for it raised."""
         self.abort(f"failed within the proxy: {error!r}")
-
-
-class TunnelListener:
-    """One `tcp` or `sni` listener of one worker."""
-
-    def __init__(
-        self, section: ListenerSection, limits: LimitsSection, tls: ServerContext | None, worker: Worker
-    ) -> None:
-        self.name = section.name
-        self.worker = worker
-        self.adopt(section, limits, tls)
-        self.access_log: AccessLog = worker.access_log
-        self.table = RouteTable(())
-        self.upstreams: dict[str, UpstreamRuntime] = {}
-        self.tunnels: set[Tunnel] = set()
-        self.draining = False
-        self.drained = asyncio.Event()
-        self.accepted = self.refused = self.failed = self.tls_failures = 0
-        self.bytes_up = self.bytes_down = 0
-        self.duration = Histogram()
-        self._sock: socket.socket | None = None
-
-    def __repr__(self) -> str:
-        return f"<TunnelListener {self.name}: {len(self.tunnels)} connections>"
-
-    def open(self, sock: socket.socket) -> None:
-        """Begin to accept."""
-        self._sock = sock
-        if sock.family != socket.AF_UNIX:  # what is accepted inherits it (tcp(7))
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.worker.reactor.watch(sock.fileno(), READ, self)
-
-    def route(self, routes: tuple[Route, ...], upstreams: dict[str, UpstreamRuntime], *, warm: bool = True) -> None:
-        """Swap in routes; connections under way keep theirs. `warm`: open the upstreams' pools."""
-        self.table = RouteTable(routes)
-        self.upstreams = upstreams
-        for upstream in {route.upstream for route in routes} if warm else ():
-            upstreams[upstream].open_socket_pools(passthrough=self.section.protocol == "sni")
-
-    def adopt(self, section: ListenerSection, limits: LimitsSection, tls: ServerContext | None) -> None:
-        """A reload changed this listener's settings: new connections follow them."""
-        self.section = section
-        self.connection_limit = limits.connections
-        self.header_timeout = limits.header_timeout
-        self.tls = tls
-
-    def on_event(self, fd: int, events: int) -> None:
-        """Clients wait to be accepted."""
-        sock = self._sock
-        for _ in range(ACCEPT_BATCH):
-            if sock is None or sock is not self._sock:
-                return
-            try:
-                client, address = sock.accept()
-            except BlockingIOError:
-                return
-            except (ConnectionAbortedError, InterruptedError):
-                continue
-            except OSError as error:
-                self._pause_accepting(sock, error)
-                return
-            self.accepted += 1
-            if len(self.tunnels) >= self.connection_limit:
-                self.refused += 1
-                client.close()
-                continue
-            client.setblocking(False)
-            tunnel = Tunnel(self, client, address)
-            self.tunnels.add(tunnel)
-            tunnel.start()
-
-    def break_down(self, error: Exception) -> None:
-        """Our code for a client raised while it was accepted: the others are still to be."""
-        if self._sock is not None:
-            self.worker.reactor.watch(self._sock.fileno(), READ, self)
-
-    def _pause_accepting(self, sock: socket.socket, error: OSError) -> None:
-        """Out of descriptors, or memory: the backlog holds the clients meanwhile."""
-        self.worker.log.error("accept_failed", listener=self.name, error=error.strerror, paused_s=ACCEPT_PAUSE_S)
-        self.worker.reactor.forget(sock.fileno())
-        self.worker.loop.call_later(ACCEPT_PAUSE_S, self._resume_accepting)
-
-    def _resume_accepting(self) -> None:
-        if self._sock is not None:
-            self.worker.reactor.watch(self._sock.fileno(), READ, self)
-
-    def tick(self) -> None:
-        """Once a second. Nothing here is counted over time."""
-
-    def done(self, tunnel: Tunnel, reason: str) -> None:
-        """A connection has ended: count and log it."""
-        self.tunnels.discard(tunnel)
-        now = monotonic()
-        self.duration.observe(now - tunnel.started)
-        if reason:
-            self.failed += 1
-        if self.access_log.enabled:
-            self.access_log.add(encode(_record(tunnel, reason, now)), bool(reason))
-        if self.draining and not self.tunnels:
-            self.drained.set()
-
-    def stop_accepting(self) -> None:
-        """Close the listening socket. Idempotent."""
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            self.worker.reactor.closing(sock.fileno())
-            sock.close()
-
-    def drain(self) -> None:
-        """What is open may finish."""
-        self.draining = True
-        for tunnel in [one for one in self.tunnels if one.state in (State.PRELUDE, State.LINGERING)]:
-            tunnel.abort()
-        if not self.tunnels:
-            self.drained.set()
-
-    def abort(self) -> int:
-        """Cut what is open."""
-        left = list(self.tunnels)
-        for tunnel in left:
-            tunnel.abort()
-        return len(left)
-
-    def export(self, snapshot: Snapshot) -> None:
-        """This listener's samples."""
-        name = self.name
-        snapshot.add("connections_open", len(self.tunnels), side="downstream", listener=name)
-        snapshot.add("connections_accepted", self.accepted, listener=name)
-        snapshot.add("connections_refused", self.refused, listener=name)
-        snapshot.add("tls_handshake_failures", self.tls_failures, listener=name)
-        live = [one.relay for one in self.tunnels if one.relay is not None]
-        snapshot.add(
-            "tunnel_bytes", self.bytes_up + sum(relay.up.bytes for relay in live), listener=name, direction="up"
-        )
-        snapshot.add(
-            "tunnel_bytes", self.bytes_down + sum(relay.down.bytes for relay in live), listener=name, direction="down"
-        )
-        ended = self.accepted - self.refused - len(self.tunnels)
-        snapshot.add("tunnel_connections", ended - self.failed, listener=name, result="ok")
-        snapshot.add("tunnel_connections", self.failed, listener=name, result="failed")
-
-    def status(self) -> dict[str, Any]:
-        """For `/status`."""
-        return {
-            "name": self.name,
-            "protocol": self.section.protocol,
-            "connections": len(self.tunnels),
-            "accepted": self.accepted,
-            "failed": self.failed,
-            "draining": self.draining,
-        }
-
-
-def _record(tunnel: Tunnel, reason: str, now: float) -> AccessRecord:
-    record = AccessRecord(
-        tunnel.listener.access_log.timestamp(now).decode(),
-        tunnel.listener.name,
-        tunnel.client,
-        host=tunnel.server_name,
-        protocol=tunnel.listener.section.protocol,
-    )
-    record.total = int((now - tunnel.started) * 1e6) / 1e3
-    relay = tunnel.relay
-    if relay is not None:
-        record.bytes_in, record.bytes_out = relay.up.bytes, relay.down.bytes
-    target = tunnel.target
-    if target is not None:
-        record.upstream = tunnel.route.upstream
-        record.region = target.region.name
-        record.endpoint = str(target.endpoint)
-    record.attempts = len(tunnel.tried)
-    if reason:
-        record.error = "tunnel"
-        record.details = reason
-    return record

@@ -1,4 +1,4 @@
-"""A finished exchange as a line of the access log.
+"""A finished request as a line of the access log.
 
 Nearly all requests have one attempt and no fault: their line is one bytes format over values that are bytes already,
 which costs a quarter of building a record and encoding it. Whatever could need JSON's escapes, and every fault, goes
@@ -14,7 +14,7 @@ import msgspec
 from .access_log import AccessRecord, encode
 
 if TYPE_CHECKING:
-    from proxy.exchange.exchange import Exchange
+    from .record import RequestRecord
 
 _LEARNT_MAX: Final = 1024
 _LEARNT_BYTES_MAX: Final = 256  # of one user agent; longer ones are encoded each time
@@ -36,14 +36,14 @@ def _agent(value: bytes) -> bytes:
     return found
 
 
-def access_line(exchange: Exchange, now: float) -> bytes:
-    """The line, with its line feed."""
-    path = exchange.path
-    tried = exchange.tried
-    head = exchange.head
-    chosen = b"".join((head.method, head.authority, path, exchange.request_id, exchange.traceparent))
-    if exchange.error is not None or len(tried) != 1 or len(chosen.translate(None, _UNPRINTED)) != len(chosen):
-        return encode(access_record(exchange, now))
+def access_line(record: RequestRecord, listener: str, timestamp: bytes, now: float) -> bytes:
+    """The line, with its line feed. `timestamp`: that of `now` on the wall."""
+    path = record.path
+    tried = record.tries
+    head = record.head
+    chosen = b"".join((head.method, head.authority, path, record.request_id, record.traceparent))
+    if record.error is not None or len(tried) != 1 or len(chosen.translate(None, _UNPRINTED)) != len(chosen):
+        return encode(access_record(record, listener, timestamp, now))
     attempt = tried[0]
     queue_us = int((attempt.connected_at - attempt.started) * 1e6)
     waited = b'"queue":0,"connect":0,"tls":0'
@@ -52,77 +52,77 @@ def access_line(exchange: Exchange, now: float) -> bytes:
         tls_us = int(attempt.seconds[2] * 1e6)
         numbers = (*divmod(queue_us, 1000), *divmod(connect_us, 1000), *divmod(tls_us, 1000))
         waited = b'"queue":%d.%03d,"connect":%d.%03d,"tls":%d.%03d' % numbers
-    first_us = int((exchange.first_byte_at - exchange.started) * 1e6)
-    total_us = int((now - exchange.started) * 1e6)
+    first_us = int((record.first_byte_at - record.started) * 1e6)
+    total_us = int((now - record.started) * 1e6)
     agent = head.known.get(b"user-agent")
     return (
         b'{"time":"%b",%b,"method":"%b","host":"%b","path":"%b","protocol":"HTTP/%b","status":%d,%b,"attempts":1,'
         b'"hedged":false,"bytes_in":%d,"bytes_out":%d,%b,"first_byte":%d.%03d,"total":%d.%03d,"request_id":"%b",'
         b'"traceparent":"%b","user_agent":%b,"error":"","details":"","tried":[]}\n'
         % (
-            exchange.listener.access_log.timestamp(now),
-            exchange.connection.log_start,
+            timestamp,
+            record.log_start,
             head.method,
             head.authority,
             path,
             head.version,
-            exchange.status,
-            attempt.target.pool.log_target,
-            exchange.bytes_in,
-            exchange.bytes_out,
+            record.status,
+            attempt.log_target,
+            record.bytes_in,
+            record.bytes_out,
             waited,
             first_us // 1000,
             first_us % 1000,
             total_us // 1000,
             total_us % 1000,
-            exchange.request_id,
-            exchange.traceparent,
+            record.request_id,
+            record.traceparent,
             b'""' if agent is None else _agent(agent),
         )
     )
 
 
-def access_record(exchange: Exchange, now: float) -> AccessRecord:
+def access_record(record: RequestRecord, listener: str, timestamp: bytes, now: float) -> AccessRecord:
     """The general way."""
-    head = exchange.head
-    record = AccessRecord(
-        exchange.listener.access_log.timestamp(now).decode(),
-        exchange.listener.name,
-        exchange.connection.client,
+    head = record.head
+    line = AccessRecord(
+        timestamp.decode(),
+        listener,
+        record.client,
         head.method.decode("latin-1"),
         head.authority.decode("latin-1"),
-        exchange.path.decode("latin-1"),
+        record.path.decode("latin-1"),
         "HTTP/" + head.version.decode("latin-1"),
-        exchange.status,
+        record.status,
     )
-    tried = exchange.tried
-    record.attempts = len(tried)
-    record.hedged = exchange.hedged
-    record.bytes_in = exchange.bytes_in
-    record.bytes_out = exchange.bytes_out
-    record.total = round((now - exchange.started) * 1e3, 3)
-    record.request_id = exchange.request_id.decode("latin-1")
-    record.traceparent = exchange.traceparent.decode("latin-1")
-    record.user_agent = head.known.get(b"user-agent", b"").decode("latin-1")
-    if exchange.first_byte_at:
-        record.first_byte = round((exchange.first_byte_at - exchange.started) * 1e3, 3)
+    tried = record.tries
+    line.attempts = len(tried)
+    line.hedged = record.hedged
+    line.bytes_in = record.bytes_in
+    line.bytes_out = record.bytes_out
+    line.total = round((now - record.started) * 1e3, 3)
+    line.request_id = record.request_id.decode("latin-1")
+    line.traceparent = record.traceparent.decode("latin-1")
+    line.user_agent = head.known.get(b"user-agent", b"").decode("latin-1")
+    if record.first_byte_at:
+        line.first_byte = round((record.first_byte_at - record.started) * 1e3, 3)
     if tried:
-        attempt = exchange.winner or tried[-1]
+        attempt = record.winner or tried[-1]
         target = attempt.target
-        record.upstream = exchange.route.upstream
-        record.region = target.region.name
-        record.endpoint = str(target.endpoint)
+        line.upstream = record.upstream
+        line.region = target.region.name
+        line.endpoint = str(target.endpoint)
         if attempt.connected_at:
-            record.queue = round((attempt.connected_at - attempt.started) * 1e3, 3)
-        record.connect = round((attempt.seconds[0] + attempt.seconds[1]) * 1e3, 3)
-        record.tls = round(attempt.seconds[2] * 1e3, 3)
-        record.tried = [
-            f"{a.target.region.name}/{a.target.endpoint}: {_end_of(a.error)}" for a in tried if a is not exchange.winner
+            line.queue = round((attempt.connected_at - attempt.started) * 1e3, 3)
+        line.connect = round((attempt.seconds[0] + attempt.seconds[1]) * 1e3, 3)
+        line.tls = round(attempt.seconds[2] * 1e3, 3)
+        line.tried = [
+            f"{a.target.region.name}/{a.target.endpoint}: {_end_of(a.error)}" for a in tried if a is not record.winner
         ]
-    if exchange.error is not None:
-        record.error = exchange.error.kind.label
-        record.details = exchange.error.details
-    return record
+    if record.error is not None:
+        line.error = record.error.kind.label
+        line.details = record.error.details
+    return line
 
 
 def _end_of(error: Exception | None) -> str:

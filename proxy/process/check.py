@@ -130,7 +130,7 @@ class _Certificates:
         from tlscache.context import ClientContext  # noqa: PLC0415
         from tlscache.ticket_keys import TicketKeys  # noqa: PLC0415
 
-        from .worker import server_contexts  # noqa: PLC0415
+        from .contexts import server_contexts  # noqa: PLC0415
 
         for at, one in self._each(config):
             try:

@@ -25,7 +25,8 @@ from proxy.observe.metrics import Snapshot
 
 from . import inheritance as listening
 from .forkserver import open_files
-from .program import EXIT_FAILED, EXIT_OK, Program, tune_process
+from .program import EXIT_FAILED, EXIT_OK, Program
+from .tuning import tune_process
 from .worker import Worker
 
 ASK_TIMEOUT_S: Final = 2.0

@@ -122,8 +122,8 @@ def start(path: str, sockets: tuple[socket.socket, ...] = ()) -> ForkServer:
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # and not run as a second program
-    serve = importlib.import_module("proxy.process.start").serve
-    sys.exit(serve(path, ForkServer(keys, channel)))
+    begin = importlib.import_module("proxy.process.start")
+    sys.exit(begin.leave(begin.serve(path, ForkServer(keys, channel))))
 
 
 def _fork_off() -> bool:

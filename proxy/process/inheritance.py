@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.config import Address, Config
+    from proxy.config import Address, Config, ConfigDiff
 
 SOCKETS_VARIABLE: Final = "ONETRIP_SOCKETS"
 READY_VARIABLE: Final = "ONETRIP_READY_FD"
@@ -240,6 +240,27 @@ def notify_systemd(*lines: str) -> None:
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.connect("\0" + path[1:] if path.startswith("@") else path)
         sock.send("\n".join(lines).encode())
+
+
+def for_change(
+    sockets: dict[str, socket.socket], before: Config, config: Config, change: ConfigDiff
+) -> dict[str, socket.socket]:
+    """Sockets of listeners that `change` adds or rebinds: where one that goes is bound to the address, the same socket,
+    so that no connection is lost between the two. Raises OSError.
+    """
+    going = [sockets[name] for name in (*change.listeners_removed, *change.listeners_rebound)]
+    fresh: dict[str, socket.socket] = {}
+    try:
+        for name in (*change.listeners_added, *change.listeners_rebound):
+            section = config.listener(name)
+            if name in change.listeners_rebound and section.address == before.listener(name).address:
+                fresh[name] = again(sockets[name], section.fast_open)
+            else:
+                fresh[name] = rebind(section.address, section.fast_open, going)
+    except OSError:
+        close_all(fresh.values())
+        raise
+    return fresh
 
 
 def close_all(sockets: Iterable[socket.socket]) -> None:

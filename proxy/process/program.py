@@ -1,6 +1,7 @@
-"""The program `onetrip serve`: one process, or a supervisor and its workers.
+"""The program `onetrip serve`, be it one process (`single`) or a supervisor and its workers (`supervisor`).
 
-This is where everything is wired: config, sockets, TLS contexts, workers, admin, signals.
+It owns the config's life, the listening sockets, the admin endpoints, what operators have drained, signals, and the
+end; it never serves a client itself.
 
     SIGTERM, SIGINT  not ready, settle, stop accepting, drain until the deadline (a second one: stop at once)
     SIGHUP           read the config again; a faulty one is refused and the running one stays
@@ -10,44 +11,31 @@ This is where everything is wired: config, sockets, TLS contexts, workers, admin
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import os
 import signal
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-import uvloop
-
 from proxy.admin.admin import Admin, prepare
 from proxy.admin.callers import Callers
-from proxy.admin.questions import answer
-from proxy.config import Config, ConfigError, diff, load_config
+from proxy.config import Config, ConfigError, diff
 from proxy.config.aside import effective_yaml_aside, load_config_aside
 from proxy.loop.background import Background
 from proxy.loop.timers import Timers
 from proxy.loop.turn import Turn
-from proxy.observe.event_log import configure_log
 from tlscache.certificates import ContextError
-from tlscache.ticket_keys import TicketKeys
 
 from . import inheritance as listening
 from .drains import OperatorDrains
 from .forkserver import ForkServer
 from .start import STARTING
 from .successor import end_successor, start_successor
-from .worker import Worker, server_contexts, worker_count
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from proxy.config import Address, ConfigDiff
-    from proxy.config.source import Source
     from proxy.observe.metrics import Snapshot
     from tlscache.context import ServerContext
 
@@ -55,22 +43,6 @@ EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_CUT: Final = 3
 STARTING_UP: Final = "starting: warm connections are still being opened"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
-def tune_process() -> None:
-    """Once per process, before traffic.
-
-    Requests make no reference cycles, so the collector only ever walks what lives long: it is told to leave the
-    start-up's objects alone and to look rarely. glibc otherwise maps and unmaps memory for every 256 KiB read.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 22)
-        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 23)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +154,7 @@ class Program:
             try:
                 config = await load_config_aside(self.path)
                 change = diff(self.config, config)
-                fresh = self._sockets_for(config, change)
+                fresh = listening.for_change(self.sockets, self.config, config, change)
                 restart = await self.apply(config, fresh)
             except ConfigError as error:
                 return self._refused([str(fault) for fault in error.faults])
@@ -202,24 +174,6 @@ class Program:
             self._reloads["ok"] += 1
             self.log.info("config_reloaded", path=self.path, changed=bool(change), needs_restart=restart)
             return {"reloaded": True, "restart": restart, "faults": []}
-
-    def _sockets_for(self, config: Config, change: ConfigDiff) -> dict[str, socket.socket]:
-        """Sockets of added and rebound listeners: where one that goes is bound to the address, the same socket, so that
-        no connection is lost between the two. Raises OSError.
-        """
-        going = [self.sockets[name] for name in (*change.listeners_removed, *change.listeners_rebound)]
-        fresh: dict[str, socket.socket] = {}
-        try:
-            for name in (*change.listeners_added, *change.listeners_rebound):
-                section = config.listener(name)
-                if name in change.listeners_rebound and section.address == self.config.listener(name).address:
-                    fresh[name] = listening.again(self.sockets[name], section.fast_open)
-                else:
-                    fresh[name] = listening.rebind(section.address, section.fast_open, going)
-        except OSError:
-            listening.close_all(fresh.values())
-            raise
-        return fresh
 
     def _refused(self, faults: list[str]) -> dict[str, Any]:
         self._reloads["refused"] += 1
@@ -273,8 +227,7 @@ class Program:
             log=self.log,
             restarts=self.restarts,
         )
-        server = await loop.create_server(self.admin.listener.accept, sock=self.sockets[listening.ADMIN].dup())
-        self.admin.listener.servers.append(server)
+        await self.admin.listener.open(self.sockets[listening.ADMIN].dup())
 
     # -- signals -----------------------------------------------------------------------------------
 
@@ -381,104 +334,3 @@ def _bound(sock: socket.socket) -> str:
     if not isinstance(name, tuple):
         return f"unix:{name}"
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-
-
-class SingleProcess(Program):
-    """`workers: 1`: the worker and the admin endpoints share one event loop."""
-
-    worker: Worker
-
-    async def run(self) -> int:
-        """Serve until a signal ends it. Returns the exit code."""
-        before = signal.signal(signal.SIGCHLD, lambda *_: self.reap())  # uvloop keeps this signal from its handlers
-        try:
-            return await super().run()
-        finally:
-            signal.signal(signal.SIGCHLD, before)
-
-    async def ask(self, question: dict[str, Any]) -> list[dict[str, Any]]:
-        """The worker answers directly."""
-        return [await answer(self.worker, question)]
-
-    async def start_workers(self) -> None:
-        """Begin to accept."""
-        self.worker = Worker(self.config, self.log, self.fork_server.keys, self.contexts)
-        sockets = {name: sock.dup() for name, sock in self.sockets.items() if name != listening.ADMIN}
-        await self.worker.start(sockets, self.drains.current(monotonic()))
-        tune_process()
-
-    async def readiness(self) -> str:
-        """Whether the pools are warm."""
-        return "" if self.worker.ready.is_set() else STARTING_UP
-
-    async def snapshot(self) -> Snapshot:
-        """The worker's samples."""
-        return await self.worker.snapshot()
-
-    async def wait_ready(self) -> None:
-        """Until the pools are warm."""
-        await self.worker.ready.wait()
-
-    async def apply(self, config: Config, fresh: dict[str, socket.socket]) -> list[str]:
-        """Swap in a config."""
-        return await self.worker.reload(config, {name: sock.dup() for name, sock in fresh.items()})
-
-    async def release_sessions(self) -> None:
-        """Let another program have the worker's."""
-        await self.worker.sessions.release()
-
-    async def reclaim_sessions(self) -> None:
-        """Have the worker hold sessions again."""
-        self.worker.sessions.reclaim()
-
-    async def drain_workers(self, deadline_s: float) -> int:
-        """Drain the worker."""
-        cut = await self.worker.drain(deadline_s)
-        await self.worker.close()
-        return cut
-
-    def stop_now(self) -> None:
-        """Cut everything."""
-        for listener in self.worker.listeners.values():
-            listener.abort()
-        self.worker.access_log.close()
-
-
-def serve(
-    path: str,
-    fork_server: ForkServer | None = None,
-    read: Source | None = None,
-    bound: dict[tuple[Address, bool], socket.socket] | None = None,
-) -> int:
-    """Run the proxy in the foreground. Returns the exit code. `read` and `bound` are what the start already has: the
-    file, and sockets by (address, fast open).
-    """
-    log = configure_log()
-    path = str(Path(path).absolute())
-    bound = bound or {}
-    try:
-        config = load_config(read or path)
-    except ConfigError as error:
-        listening.close_all(bound.values())
-        for fault in error.faults:
-            print(fault, file=sys.stderr)  # noqa: T201 - what `onetrip check` prints
-        return EXIT_FAILED
-    fork_server = fork_server or ForkServer(TicketKeys(), None, "this program was not started by its command")
-    try:
-        sockets = listening.open_sockets(config, bound)
-        contexts = server_contexts(config, fork_server.keys)
-    except (OSError, ContextError) as error:
-        print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_FAILED
-    if not contexts:
-        fork_server.dismiss("no listener had TLS when this program started")
-    beginning = Beginning(path, config, sockets, log, contexts, fork_server)
-    if worker_count(config) == 1:
-        try:
-            return uvloop.run(SingleProcess(beginning).run())
-        except OSError as error:  # while starting: the access log can't be opened, say
-            print(f"onetrip: {error}", file=sys.stderr)  # noqa: T201
-            return EXIT_FAILED
-    from .supervisor import Supervisor  # noqa: PLC0415 - only where there are several workers
-
-    return asyncio.run(Supervisor(beginning).run())

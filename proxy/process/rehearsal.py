@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.downstream.listener import Listener, ServerConnection
+from proxy.downstream.connection import ServerConnection
+from proxy.downstream.listener import Listener
 from proxy.http.compression import huffman
 from proxy.http.h2 import H2Limits, H2ServerCodec
 from proxy.http.message import HeadersReceived, ResponseHead
 from proxy.upstream.connection import ClientConnection
 
 if TYPE_CHECKING:
+    from proxy.exchange.service import Service
     from proxy.upstream.upstream import UpstreamRuntime
     from routing.model import Route
 
@@ -71,9 +73,9 @@ class Nowhere:
         """Nothing is open."""
 
 
-def rehearse(listener: Listener, upstream: UpstreamRuntime, route: Route) -> int:
-    """Serve a few requests from `listener` to `upstream`, neither of which serves anybody else. Returns how many were
-    answered.
+def rehearse(listener: Listener, service: Service, upstream: UpstreamRuntime, route: Route) -> int:
+    """Serve a few requests of `listener` by its `service` to `upstream`; none of them serves anybody else. Returns how
+    many were answered.
     """
     huffman.prepare()
     pool = upstream.pools[0]
@@ -86,7 +88,7 @@ def rehearse(listener: Listener, upstream: UpstreamRuntime, route: Route) -> int
         pool.stock.connections.add(connection)
         pool.release(connection)
         connections.append((connection, transport, H2ServerCodec(H2Limits()) if connection.codec.multiplexed else None))
-    listener.route((route,), {route.upstream: upstream}, warm=False)
+    service.route((route,), {route.upstream: upstream}, warm=False)
     client: ServerConnection = listener.accept()
     client.connection_made(Nowhere())  # type: ignore[arg-type]
     for _ in range(ROUNDS):

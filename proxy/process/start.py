@@ -14,14 +14,16 @@ comes after. Rules:
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import resource
 import signal
 import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from proxy.config import source
 from proxy.config.faults import ConfigError
@@ -47,8 +49,9 @@ def start(path: str) -> int:
     """`onetrip serve PATH`. Returns the exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STARTING)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    gc.set_threshold(100_000, 50, 50)  # a start makes much that lives long; see also `program.tune_process`
+    gc.set_threshold(100_000, 50, 50)  # a start makes much that lives long; see also `tuning`
     open_standard_files()
+    raise_descriptor_limit()
     path = str(Path(path).absolute())
     try:
         read = source.read_source(path)
@@ -71,7 +74,18 @@ def serve(
     """Import the program and run it. Returns the exit code. Successors begin here: they have sockets, and read anew."""
     for name in NOT_IMPORTED:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # makes `import` say that there is none
-    return int(import_module("proxy.process.program").serve(path, fork_server, read, bound))
+    return int(import_module("proxy.process.serve").serve(path, fork_server, read, bound))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once, its output written: whoever restarts it waits for that, and taking an interpreter down
+    takes as long as the half of a start.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def bind_early(read: source.Source) -> dict[tuple[Address, bool], socket.socket]:
@@ -83,6 +97,16 @@ def bind_early(read: source.Source) -> dict[tuple[Address, bool], socket.socket]
         with suppress(OSError):
             found[address, fast_open] = inheritance.bind(address, fast_open)
     return found
+
+
+def raise_descriptor_limit() -> None:
+    """A proxy has two descriptors a connection; the soft limit that most systems start with (1,024) is for programs
+    that use select(2).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def open_standard_files() -> None:

@@ -31,8 +31,8 @@ from tlscache.context import ClientContext
 
 from . import inheritance as listening
 from .child import ASK_TIMEOUT_S, LINE_MAX, Child, be_worker
+from .contexts import server_contexts, worker_count
 from .program import EXIT_FAILED, STARTING_UP, Beginning, Program
-from .worker import server_contexts, worker_count
 
 READY_TIMEOUT_S: Final = 1.0  # a load balancer that asks /readyz has little more patience
 RELOAD_TIMEOUT_S: Final = 10.0

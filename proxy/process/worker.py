@@ -1,53 +1,52 @@
-"""One worker: everything that one event loop runs. `server` makes workers; nothing else wires the parts together.
+"""One worker: everything that one event loop runs. It owns its listeners and upstreams, wires the parts together, and
+never reads a file of configuration nor handles a signal (`program`).
 
 A worker holds a snapshot of the config. A reload makes everything of the next one that can fail (certificates and
 authorities read, the log opened, listeners opened), and only then swaps it in, in one go that nothing can interrupt:
 listeners and upstreams live on under their names, and what did not change keeps its connections and warm pools.
 
-What a reload removes ends in its own time: a listener leaves when its last connection has ended, an upstream when no
-listener leads to it any more and its last request has ended. Until then they tick, count, and show themselves.
+What a reload removes ends in its own time (`leaving`). Until then it ticks, counts, and shows itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from proxy.admin import regions
 from proxy.admin.explain import upstream_status
 from proxy.config import Config, diff
 from proxy.downstream.listener import Listener
-from proxy.http.h1 import H1Limits
-from proxy.l4.tunnel import TunnelListener
-from proxy.loop.background import Background
 from proxy.loop.bites import Bites
-from proxy.loop.reactor import Reactor
-from proxy.loop.timers import Timers
-from proxy.loop.turn import Turn
+from proxy.loop.loop import Loop
 from proxy.net.resolver import Resolver
 from proxy.observe.access_log import AccessLog
-from proxy.observe.metrics import Ledger, Snapshot, export_log
-from proxy.upstream.sessions import Sessions
+from proxy.observe.metrics import Snapshot, export_log
 from proxy.upstream.upstream import UpstreamRuntime
-from tlscache.context import CertificatePair, ServerContext, ServerSettings
 
-from .inheritance import INSTANCE
+from .contexts import server_contexts, worker_count
+from .leaving import Leaving
+from .listeners import leads_of, new_listener, settings_of
 from .rehearsal import rehearse
+from .sessions import export_sessions, open_sessions, sessions_per_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator
 
     from proxy.config import ConfigDiff, ListenerSection
+    from proxy.exchange.service import Service
+    from proxy.l4.listener import TunnelListener
     from routing.model import Upstream
+    from tlscache.context import ServerContext
     from tlscache.ticket_keys import TicketKeys
 
     from .drains import OperatorDrain
+    from .listeners import AnyListener
 
 TICK_S: Final = 0.1
 MEASURE_S: Final = 1.0
@@ -55,9 +54,6 @@ CERTIFICATES_S: Final = 5.0
 READY_WAIT_S: Final = 10.0
 """Readiness waits at most this long for warm pools: a region that is down must not keep the others from being served.
 """
-BACKLOG: Final = 4096
-
-AnyListener = Listener | TunnelListener
 
 
 class Worker:
@@ -74,24 +70,20 @@ class Worker:
         self.config = config
         self.log = log
         self.index = index
-        self.loop = asyncio.get_running_loop()
-        self.turn = Turn(self.loop)
-        self.timers = Timers(self.loop, self.turn)
-        self.reactor = Reactor(self.loop, self.turn)
-        self.background = Background(self._task_failed)
+        self.loop = Loop(self._task_failed)
+        self.turn, self.timers, self.reactor = self.loop.turn, self.loop.timers, self.loop.reactor
+        self.background = self.loop.background
         self.resolver = Resolver(self.background)
         self.access_log = _access_log(config)
-        self.sessions = Sessions.open(config, worker_count(config), log)
+        self.sessions = open_sessions(config, worker_count(config), log)
         self.listeners: dict[str, AnyListener] = {}
         self.upstreams: dict[str, UpstreamRuntime] = {}
-        self.leaving_listeners: list[AnyListener] = []
-        self.leaving_upstreams: list[UpstreamRuntime] = []
+        self.leaving = Leaving()
         self.contexts = contexts if contexts is not None else server_contexts(config, ticket_keys)
         self.ticket_keys = ticket_keys
         self.ready = asyncio.Event()
         self.stopping = False
         self.started_at = monotonic()
-        self.ledger = Ledger()  # what has left has counted
         self._tick_handle: asyncio.TimerHandle | None = None
         self._next_measure = 0.0
         self._next_certificates = 0.0
@@ -102,7 +94,7 @@ class Worker:
         """Dial warm pools, begin to accept, what operators have drained being so. Returns once accepting; `ready` is
         set when the pools are warm (or have had their time).
         """
-        self.access_log.start(self.loop, self.log)
+        self.access_log.start(self.loop.events, self.log)
         for name in self.config.upstreams:
             self.upstreams[name] = self._new_upstream(self.config, name)
         await self._prefetch_sessions(self.upstreams.values())
@@ -110,10 +102,10 @@ class Worker:
         for drain in drains:
             seconds = None if drain.until is None else max(0.0, drain.until - monotonic())
             with suppress(KeyError):  # the config was changed meanwhile, and has no such region
-                self.drain_region(drain.region, drain.upstream, seconds)
+                regions.drain(self.upstreams.values(), drain.region, drain.upstream, seconds)
         for section in self.config.listeners:
             await self._open_listener(section, sockets[section.name])
-        self.loop.call_later(READY_WAIT_S, self._become_ready, "some endpoints could not be reached yet")
+        self.loop.events.call_later(READY_WAIT_S, self._become_ready, "some endpoints could not be reached yet")
         self.on_warm()
         self._tick()
 
@@ -124,10 +116,11 @@ class Worker:
                 model = self.config.routing(route.upstream)
                 region = replace(model.regions[0], endpoints=model.regions[0].endpoints[:1], standby=False)
                 upstream = self._new_upstream(self.config, route.upstream, replace(model, regions=(region,)))
-                listener = self._new_http_listener(self.config, section, self.contexts)
-                listener.access_log = AccessLog("")
-                listener.tls, listener.proxy_protocol = None, False  # requests alone are rehearsed
-                rehearse(listener, upstream, route)
+                settings = settings_of(self.config, section, {})
+                settings = replace(settings, proxy_protocol=False)  # requests alone are rehearsed, and without TLS
+                listener = new_listener(section.name, settings, loop=self.loop, log=self.log, access_log=AccessLog(""))
+                assert isinstance(listener, Listener)
+                rehearse(listener, cast("Service", listener.service), upstream, route)
                 return
 
     def _new_upstream(self, config: Config, name: str, model: Upstream | None = None) -> UpstreamRuntime:
@@ -148,42 +141,16 @@ class Worker:
         await self.sessions.prefetch([wanted for upstream in upstreams for wanted in upstream.sessions_wanted()])
 
     async def _open_listener(self, section: ListenerSection, sock: socket.socket) -> None:
-        listener = self.listeners[section.name] = self._new_listener(self.config, section, self.contexts)
-        listener.route(self.config.routes(section), self.upstreams)
-        await self._open(listener, sock)
-
-    async def _open(self, listener: AnyListener, sock: socket.socket) -> None:
-        """Begin to accept. OSError where the socket can't."""
-        if isinstance(listener, Listener):
-            listener.servers.append(await self.loop.create_server(listener.accept, sock=sock, backlog=BACKLOG))
-        else:
-            listener.open(sock)
+        listener = self._new_listener(self.config, section, self.contexts, self.access_log)
+        self.listeners[section.name] = listener
+        leads_of(listener).route(self.config.routes(section), self.upstreams)
+        await listener.open(sock)
 
     def _new_listener(
-        self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext]
+        self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext], access_log: AccessLog
     ) -> AnyListener:
-        if section.protocol == "http":
-            return self._new_http_listener(config, section, contexts)
-        return TunnelListener(section, config.limits, contexts.get(section.name), self)
-
-    def _new_http_listener(
-        self, config: Config, section: ListenerSection, contexts: dict[str, ServerContext]
-    ) -> Listener:
-        limits = config.limits
-        return Listener(
-            section.name,
-            turn=self.turn,
-            timers=self.timers,
-            access_log=self.access_log,
-            log=self.log,
-            limits=H1Limits(header_bytes=limits.header_bytes, headers=limits.headers, body_bytes=limits.body_bytes),
-            header_timeout=limits.header_timeout,
-            connection_limit=limits.connections,
-            tls=contexts.get(section.name),
-            proxy_protocol=section.proxy_protocol,
-            trusted=section.trusted,
-            instance=(self.config.instance or INSTANCE).encode(),
-        )
+        settings = settings_of(config, section, contexts)
+        return new_listener(section.name, settings, loop=self.loop, log=self.log, access_log=access_log)
 
     def on_warm(self) -> None:
         """A first-round dial ended."""
@@ -206,32 +173,36 @@ class Worker:
 
     def _tick(self) -> None:
         now = monotonic()
-        self._tick_handle = self.loop.call_later(TICK_S, self._tick)
+        self._tick_handle = self.loop.events.call_later(TICK_S, self._tick)
         self.turn.begin()
         try:
             for upstream in self._every_upstream():
-                upstream.tick(now)
+                self._guarded(upstream, upstream.tick, now)
             if now >= self._next_measure:
                 self._next_measure = now + MEASURE_S
                 for upstream in self._every_upstream():
-                    upstream.measure(now)
+                    self._guarded(upstream, upstream.measure, now)
                 for listener in self._every_listener():
-                    listener.tick()
-                if self.leaving_listeners or self.leaving_upstreams:
-                    self._let_go()
+                    self._guarded(listener, listener.tick)
+                self._guarded(self.leaving, self.leaving.let_go)
             if now >= self._next_certificates:
                 self._next_certificates = now + CERTIFICATES_S
-                self._reload_certificates()
+                for name, context in self.contexts.items():
+                    self._guarded(context, self._reload_certificates, "listener", name, context.reload_if_changed)
+                for name, upstream in self.upstreams.items():
+                    self._guarded(upstream, self._reload_certificates, "upstream", name, upstream.reload_certificates)
         finally:
             self.turn.end()
 
-    def _reload_certificates(self) -> None:
-        for name, context in self.contexts.items():
-            self._report_certificates("listener", name, context.reload_if_changed())
-        for name, upstream in self.upstreams.items():
-            self._report_certificates("upstream", name, upstream.reload_certificates())
+    def _guarded(self, part: object, do: Callable[..., object], *given: object) -> None:
+        """What our code does wrong with one part is reported; the others are seen to all the same."""
+        try:
+            do(*given)
+        except Exception as error:
+            self.turn.report(part, error)
 
-    def _report_certificates(self, what: str, name: str, problem: str | None) -> None:
+    def _reload_certificates(self, what: str, name: str, reload: Callable[[], str | None]) -> None:
+        problem = reload()
         if problem:
             self.log.error("certificates_refused", **{what: name}, reason=problem, kept="the ones in use")
 
@@ -246,22 +217,22 @@ class Worker:
         change = diff(self.config, config)
         contexts = server_contexts(config, self.ticket_keys, self._kept_contexts(config))
         kept = {name: self.upstreams[name] for name in config.upstreams if name in self.upstreams}
-        reaches = {name: kept[name].prepare(config.upstreams[name]) for name in change.upstreams_changed}
+        changed = [name for name in kept if name in change.upstreams_changed or not kept[name].reach.is_current]
+        reaches = {name: kept[name].prepare(config.upstreams[name]) for name in changed}
         added = {name: self._new_upstream(config, name) for name in change.upstreams_added}
         upstreams = {**kept, **added}
         access_log = self.access_log
         if "access_log" in change.other:
             access_log = _access_log(config, self.access_log)
-            access_log.start(self.loop, self.log)
+            access_log.start(self.loop.events, self.log)
         opened: dict[str, AnyListener] = {}
         try:
             await self._prefetch_sessions(added.values())
             for name in (*change.listeners_added, *change.listeners_rebound):
                 section = config.listener(name)
-                fresh = opened[name] = self._new_listener(config, section, contexts)
-                fresh.access_log = access_log
-                fresh.route(config.routes(section), upstreams, warm=False)
-                await self._open(fresh, sockets[name])
+                fresh = opened[name] = self._new_listener(config, section, contexts, access_log)
+                leads_of(fresh).route(config.routes(section), upstreams, warm=False)
+                await fresh.open(sockets[name])
         except BaseException:
             for fresh in opened.values():
                 fresh.stop_accepting()
@@ -287,12 +258,12 @@ class Worker:
     ) -> None:
         """The reload's second half: nothing here can fail, and nothing else runs meanwhile."""
         self.config, self.contexts = config, contexts
-        self.leaving_upstreams += [self.upstreams[name] for name in change.upstreams_removed]
+        self.leaving.upstreams += [self.upstreams[name] for name in change.upstreams_removed]
         self.upstreams = upstreams
         if access_log is not self.access_log:
             before, self.access_log = self.access_log, access_log
             for listener in self._every_listener():
-                listener.access_log = access_log
+                leads_of(listener).access_log = access_log
             before.retire()
         for name in (*change.listeners_removed, *change.listeners_rebound):
             self._close_listener(self.listeners.pop(name))
@@ -302,49 +273,34 @@ class Worker:
                 listener = self.listeners[name] = opened[name]
             else:
                 listener = self.listeners[name]
-                if isinstance(listener, Listener):
-                    listener.adopt(self._new_http_listener(config, section, contexts))
-                else:
-                    listener.adopt(section, config.limits, contexts.get(name))
-            listener.route(config.routes(section), upstreams)
-        self.sessions.resize(config)
-        self._let_go()
+                listener.adopt(settings_of(config, section, contexts))
+            leads_of(listener).route(config.routes(section), upstreams)
+        self.sessions.resize(sessions_per_scope(config, self.sessions.workers))
+        self.leaving.let_go()
 
     def _kept_contexts(self, config: Config) -> dict[str, ServerContext]:
+        """Of listeners whose TLS is the same to the last file: whoever asks for a reload need not wait for
+        `CERTIFICATES_S`, and hears of a file that can't be used.
+        """
         old = {section.name: section.tls for section in self.config.listeners}
-        return {
-            s.name: self.contexts[s.name] for s in config.listeners if s.tls is not None and s.tls == old.get(s.name)
-        }
+        same = [one.name for one in config.listeners if one.tls is not None and one.tls == old.get(one.name)]
+        return {name: self.contexts[name] for name in same if self.contexts[name].is_current}
 
     def _close_listener(self, listener: AnyListener) -> None:
-        listener.stop_accepting()
+        self.leaving.listeners.append(listener)
+        self._guarded(listener, listener.stop_accepting)
         self.turn.begin()
-        listener.drain()
-        self.turn.end()
-        self.leaving_listeners.append(listener)
-
-    def _let_go(self) -> None:
-        """What has nothing left to do ends; what it counted stays counted."""
-        for listener in [one for one in self.leaving_listeners if one.drained.is_set()]:
-            self.leaving_listeners.remove(listener)
-            counted = Snapshot()
-            listener.export(counted)
-            self.ledger.absorb(counted)
-        led_to = [listener.upstreams for listener in self.leaving_listeners]
-        for upstream in list(self.leaving_upstreams):
-            if upstream.idle and not any(upstream in upstreams.values() for upstreams in led_to):
-                self.leaving_upstreams.remove(upstream)
-                upstream.close()
-                counted = Snapshot()
-                upstream.export(counted, monotonic())
-                self.ledger.absorb(counted)
+        try:
+            self._guarded(listener, listener.drain)
+        finally:
+            self.turn.end()
 
     def _every_listener(self) -> Iterator[AnyListener]:
         """Those of the config, and those that leave."""
-        return chain(self.listeners.values(), self.leaving_listeners)
+        return chain(self.listeners.values(), self.leaving.listeners)
 
     def _every_upstream(self) -> Iterator[UpstreamRuntime]:
-        return chain(self.upstreams.values(), self.leaving_upstreams)
+        return chain(self.upstreams.values(), self.leaving.upstreams)
 
     # -- stopping ----------------------------------------------------------------------------------
 
@@ -353,30 +309,41 @@ class Worker:
         self.stopping = True
         self.ready.clear()
         for listener in self.listeners.values():
-            listener.stop_accepting()
+            self._guarded(listener, listener.stop_accepting)
         self.turn.begin()
-        for listener in self.listeners.values():
-            listener.drain()
-        self.turn.end()
+        try:
+            for listener in self.listeners.values():
+                self._guarded(listener, listener.drain)
+        finally:
+            self.turn.end()
         left = 0
         try:
             async with asyncio.timeout(deadline_s):
                 await asyncio.gather(*(listener.drained.wait() for listener in self._every_listener()))
         except TimeoutError:
-            left = sum(listener.abort() for listener in self._every_listener())
+            left = sum(self._cut(listener) for listener in self._every_listener())
         return left
+
+    def _cut(self, listener: AnyListener) -> int:
+        try:
+            return listener.abort()
+        except Exception as error:
+            self.turn.report(listener, error)
+            return 0
 
     async def close(self) -> None:
         """Let go of everything."""
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self.turn.begin()
-        for listener in self._every_listener():
-            listener.stop_accepting()
-            listener.abort()
-        for upstream in self._every_upstream():
-            upstream.close()
-        self.turn.end()
+        try:
+            for listener in self._every_listener():
+                self._guarded(listener, listener.stop_accepting)
+                self._cut(listener)
+            for upstream in self._every_upstream():
+                self._guarded(upstream, upstream.close)
+        finally:
+            self.turn.end()
         await self.background.close()
         await asyncio.sleep(0)
         self.reactor.close()
@@ -388,13 +355,13 @@ class Worker:
     async def snapshot(self) -> Snapshot:
         """Everything that `/metrics` shows of this worker."""
         snapshot, bites = Snapshot(), Bites()
-        self.ledger.add_to(snapshot)  # what leaves from here on is counted below
+        self.leaving.ledger.add_to(snapshot)  # what leaves from here on is counted below
         for listener in [*self._every_listener()]:
             listener.export(snapshot)
         for upstream in [*self._every_upstream()]:
             for _ in upstream.exporting(snapshot, monotonic()):
                 await bites.rest()
-        self.sessions.export(snapshot)
+        export_sessions(self.sessions, snapshot)
         snapshot.add("access_log_dropped", self.access_log.dropped)
         export_log(snapshot, self.log)
         return snapshot
@@ -415,39 +382,9 @@ class Worker:
             "upstreams": upstreams,
         }
 
-    def drain_region(self, region: str, upstream: str | None, seconds: float | None) -> list[str]:
-        """An operator moves traffic off a region. Returns the upstreams concerned; KeyError where none has it."""
-        now = monotonic()
-        touched = self._with_region(region, upstream)
-        for one in touched:
-            one.report(one.balancer.drain(region, now, None if seconds is None else now + seconds))
-            for pool in one.pools:
-                if pool.target.region.name == region:
-                    pool.drain()
-        return [one.name for one in touched]
-
-    def undrain_region(self, region: str, upstream: str | None) -> list[str]:
-        """The operator lets traffic back."""
-        now = monotonic()
-        touched = self._with_region(region, upstream)
-        for one in touched:
-            change = one.balancer.undrain(region, now)
-            if change is not None:
-                one.report(change)
-        return [one.name for one in touched]
-
-    def _with_region(self, region: str, upstream: str | None) -> list[UpstreamRuntime]:
-        found = [
-            one
-            for one in self.upstreams.values()
-            if (upstream is None or one.name == upstream) and any(r.name == region for r in one.balancer.regions)
-        ]
-        if not found:
-            known = sorted({r.name for one in self.upstreams.values() for r in one.balancer.regions})
-            raise KeyError(
-                f"no upstream{f' {upstream}' if upstream else ''} has a region {region}; regions: {', '.join(known)}"
-            )
-        return found
+    def leads(self) -> list[Service | TunnelListener]:
+        """Where the clients of each listener go."""
+        return [leads_of(listener) for listener in self.listeners.values()]
 
 
 def _access_log(config: Config, before: AccessLog | None = None) -> AccessLog:
@@ -455,36 +392,3 @@ def _access_log(config: Config, before: AccessLog | None = None) -> AccessLog:
     if section is None:
         return AccessLog("", before=before)
     return AccessLog(str(section.path.path or "-"), section.sample, before)
-
-
-def worker_count(config: Config) -> int:
-    """How many processes serve."""
-    return config.workers if isinstance(config.workers, int) else len(os.sched_getaffinity(0))
-
-
-def server_contexts(
-    config: Config, ticket_keys: TicketKeys, kept: dict[str, ServerContext] | None = None
-) -> dict[str, ServerContext]:
-    """The TLS contexts of listeners that terminate TLS.
-
-    Raises ContextError, which names the file and what is wrong with it.
-    """
-    contexts = dict(kept or {})
-    for section in sorted(config.listeners, key=lambda one: one.name):  # for `TicketKeys.base`
-        if section.tls is None or section.name in contexts:
-            continue
-        settings = ServerSettings(
-            tuple(CertificatePair(str(pair.certificate), str(pair.key)) for pair in section.tls.certificates),
-            _text(section.tls.client_ca),
-            (b"h2", b"http/1.1") if section.protocol == "http" else (),
-            early_data=section.tls.early_data,
-            min_version=section.tls.min_version,
-        )
-        contexts[section.name] = ServerContext(
-            settings, name=section.name, ticket_keys=ticket_keys, replay_register=ticket_keys.replays
-        )
-    return contexts
-
-
-def _text(path: Path | None) -> str | None:
-    return str(path) if path is not None else None

@@ -29,12 +29,12 @@ _READ_BYTES: Final = 64 * 1024
 if TYPE_CHECKING:
     from proxy.errors import ProxyError as Error
     from proxy.loop.turn import Turn
+    from tlscache.cache import EndpointSessions
     from tlscache.engine import TLSEngine
     from tlscache.session import Session
 
     from .contract import ConnectionOwner, PoolContext, Waiter
     from .reach import Reach
-    from .sessions import EndpointSessions
 
 
 # As constants: an attribute of an Enum class costs the hot path a look-up each time.

@@ -96,7 +96,7 @@ class Health:
                     self._next_check[target] = now + section.interval * random.uniform(0.9, 1.1)
                     if target not in self._checking:
                         self._checking.add(target)
-                        context.background.start(self._check(target, links), f"check {target.endpoint}")
+                        context.background.start(self._check(target, section, links), f"check {target.endpoint}")
                 else:
                     self._next_check[target] = now + QUIET_S * random.uniform(0.8, 1.2)
                     if target.region.quiet(now):
@@ -162,9 +162,8 @@ class Health:
 
     # -- checks ------------------------------------------------------------------------------------
 
-    async def _check(self, target: EndpointState, links: bool) -> None:
-        section = self._section
-        assert section is not None
+    async def _check(self, target: EndpointState, section: HealthSection, links: bool) -> None:
+        """One check by `section`. A reload may put another in its place meanwhile; then the outcome says nothing."""
         started = monotonic()
         ok = False
         try:
@@ -187,7 +186,8 @@ class Health:
             self._checking.discard(target)
         # A check is a request and its answer: one round trip and some service time, like the requests that routing
         # measures.
-        self._tell(target, ok, monotonic() - started)
+        if section == self._section:
+            self._tell(target, ok, monotonic() - started)
 
     async def _ask(self, target: EndpointState, path: bytes) -> int:
         authority = self._upstream.reach.authority(target.endpoint)
@@ -249,7 +249,9 @@ class Health:
         self._section = section
         for target, connection in list(self._checks.items()):
             if changed or target not in endpoints or connection.pool.closed:
-                self._checks.pop(target).abort()
+                del self._checks[target]
+                connection.fail_streams(replaced(target.endpoint))  # first: the abort alone would look like the peer's
+                connection.abort()
         for target in list(self._next_check):
             if changed or target not in endpoints:
                 del self._next_check[target]

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from proxy.net.dial import SocketOptions
     from proxy.net.resolver import SockAddress
     from routing.balancer import EndpointState
+    from tlscache.cache import EndpointSessions
     from tlscache.engine import TLSEngine
     from tlscache.session import Session
 
     from .contract import PoolContext
-    from .sessions import EndpointSessions
 
 RECEIVE_BYTES: Final = 64 * 1024
 _GREETING_SEEN: Final = select.EPOLLRDHUP  # an idle link that has bytes: only its end is of interest

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from proxy.observe.metrics import Snapshot
     from routing.balancer import EndpointState
     from routing.model import Endpoint
+    from tlscache.cache import EndpointSessions
     from tlscache.engine import TLSEngine
 
     from .contract import PoolContext
     from .reach import Reach
-    from .sessions import EndpointSessions
     from .settings import PoolSettings
 
 LENT_MAX: Final = 64

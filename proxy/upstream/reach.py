@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from proxy.http.stream import Codec
     from proxy.net.resolver import Resolver, SockAddress
     from routing.model import Endpoint
+    from tlscache.cache import EndpointSessions, Sessions
     from tlscache.engine import TLSEngine
-
-    from .sessions import EndpointSessions, Sessions
 
 ALPN: Final[dict[str, tuple[bytes, ...]]] = {
     "auto": (b"h2", b"http/1.1"),
@@ -36,6 +35,9 @@ ALPN: Final[dict[str, tuple[bytes, ...]]] = {
     "tcp": (),
 }
 """What connections to an upstream offer, by its `protocol`."""
+
+LOCAL_NAME: Final = "localhost"
+"""What a TLS connection to a Unix socket is made to: the socket has no name of its own."""
 
 ORIGIN_LIMITS: Final = H1Limits(header_bytes=256 * 1024, headers=1024)
 """What origins send is bounded too, more generously than what clients do."""
@@ -62,7 +64,7 @@ class Reach:
         self.tls: ClientContext | None = None
         self._apart: ClientContext | None = None
         self._sessions_of: dict[tuple[Endpoint, bool], EndpointSessions] = {}
-        if before is not None and before.identity == self.identity:
+        if before is not None and before.identity == self.identity and before.is_current:
             self.tls, self._apart, self._sessions_of = before.tls, before._apart, before._sessions_of
         elif (settings := client_settings(section)) is not None:
             self.tls = ClientContext(settings)
@@ -100,8 +102,15 @@ class Reach:
         if found is None:
             if apart:
                 tls = self._apart = self._apart or ClientContext(replace(tls.settings, alpn=ALPN["h1"]))
-            found = self._sessions_of[endpoint, apart] = self._sessions.of(endpoint, tls)
+            host, server_name = endpoint.path or endpoint.host, endpoint.host or LOCAL_NAME
+            found = self._sessions.of(host, endpoint.port, server_name, tls)
+            self._sessions_of[endpoint, apart] = found
         return found
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the files that it was made from are still the same."""
+        return self.tls is None or self.tls.is_current
 
     def reload_certificates(self) -> str | None:
         """Look whether certificate files changed. Returns what is wrong with the new ones (the old ones stay)."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from proxy.config import UpstreamSection
-    from proxy.exchange.forward import Hop
     from proxy.http.message import RequestHead
+    from proxy.http.serving import Hop
     from proxy.loop.background import Background
     from proxy.loop.reactor import Reactor
     from proxy.loop.timers import Timers
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from proxy.net.resolver import Resolver
     from proxy.observe.metrics import Snapshot
     from routing.model import Endpoint, Upstream
-
-    from .sessions import EndpointSessions, Sessions
+    from tlscache.cache import EndpointSessions, Sessions
 
 _STOPPING: Final = ProxyError(Kind.STOPPING, "the proxy is stopping", unprocessed=True)
 

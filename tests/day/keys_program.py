@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from .client import ClosedWhileIdle, H1Client
+from .client import ClosedWhileIdle, H1Client, fetch
 from .keys import Row, answered, ask, from_origin, mark, raw
 from .town import Town
 
@@ -86,6 +86,18 @@ async def _logs_nothing(town: Town) -> bool:
     return not await _grows(town, "access.log")
 
 
+async def _knows_name(town: Town) -> bool:
+    """Whether the admin address is asked by that name."""
+    port = int(town.program.admin.rpartition(":")[2])
+    return (await fetch(port, "/livez", fields={"host": "admin.test"})).status == 200
+
+
+async def _names_itself(town: Town) -> bool:
+    name = mark()
+    await ask(town, x_day=name)
+    return any("town-7" in one.headers.get("cdn-loop", "") for one in town.near.marked(name))
+
+
 async def _asks_for_token(town: Town) -> bool:
     token, town.program.token = town.program.token, None
     try:
@@ -114,6 +126,8 @@ PROGRAM = [
     Row("access_log.sample", "0%", _logs_nothing),
     Row("access_log", "off", _logs_nothing, name="off"),
     Row("admin.token", "hunter-two-and-a-half", _asks_for_token),
+    Row("admin.hosts", ["admin.test"], _knows_name),
+    Row("instance", "town-7", _names_itself),
     Row("admin.address", "127.0.0.1:{port}", restart="admin.address"),
     Row("workers", 3, restart="workers"),
     Row(

@@ -173,6 +173,7 @@ WEIGHTED = app("routing.policy", "weighted")
 CHECKS = {"path": "/health", "interval": "100ms", "timeout": "2s"}
 SLOW = {**CHECKS, "path": "/health-slow"}
 BRIEF = app("drain", {"hold": "100ms", "ramp": "100ms"})
+UNHEDGED = (app("hedge", "off"),)  # tries of either kind are paid from the larger budget
 VOID: tuple[Edit, ...] = (set_at("listeners.1.upstream", "void"),)
 
 UPSTREAM = [
@@ -188,7 +189,7 @@ UPSTREAM = [
     Row("upstreams.*.hedge.min_delay", "900ms", tried(1, path="/slow/0.3")),
     Row("upstreams.*.hedge.max_delay", "20ms", _hedged_soon("web"), stage="latency"),
     Row("upstreams.*.retry.attempts", 0, tried(1, path="/status/503")),
-    Row("upstreams.*.retry.budget", "0%", tried(1, path="/status/503")),
+    Row("upstreams.*.retry.budget", "0%", tried(1, path="/status/503"), first=UNHEDGED),
     Row("upstreams.*.retry.idempotency_key", True, tried(3, path="/status/503", method="POST", idempotency_key="k")),
     Row(
         "upstreams.*.timeouts.connect",
@@ -246,7 +247,7 @@ ROUTES = [
     Row("listeners[].routes[].timeouts.idle", "200ms", is_cut("/pause/1", "routes")),
     Row("listeners[].routes[].timeouts.total", "300ms", is_cut("/drip/10/0.1", "routes")),
     Row("listeners[].routes[].retry.attempts", 0, tried(1, path="/status/503", listener="routes")),
-    Row("listeners[].routes[].retry.budget", "0%", tried(1, path="/status/503", listener="routes")),
+    Row("listeners[].routes[].retry.budget", "0%", tried(1, path="/status/503", listener="routes"), first=UNHEDGED),
     Row(
         "listeners[].routes[].retry.idempotency_key",
         True,

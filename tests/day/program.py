@@ -309,9 +309,10 @@ class Program:
     def numbered_descriptors(self, pid: int) -> list[tuple[int, str]]:
         """One process's, with their numbers."""
         found = []
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):
-                found.append((int(entry.name), os.readlink(entry)))
+        with suppress(FileNotFoundError):  # the process has ended
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    found.append((int(entry.name), os.readlink(entry)))
         tcp = _tcp_sockets()
         return [(number, tcp.get(one, one)) for number, one in found]
 

@@ -74,7 +74,7 @@ def drains(directory: Path, workers: int) -> Town:
     """A quiet upstream of two regions for each key of `drain`."""
     pairs = {name: [Origin(f"{name}-{number}") for number in (1, 2)] for name in ("after", "hold", "ramp", "most")}
     settings = {
-        "after": {"after": 50, "hold": "100ms", "ramp": "100ms"},
+        "after": {"after": 50, "hold": "1m", "ramp": "100ms"},
         "hold": {"after": 1, "hold": "1m", "ramp": "100ms"},
         "ramp": {"after": 1, "hold": "100ms", "ramp": "1m"},
         "most": {"after": 1, "hold": "1m", "ramp": "100ms"},

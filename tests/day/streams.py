@@ -86,3 +86,4 @@ class Chat:
             assert await self._call.read() is grpc.aio.EOF
             assert await self._call.code() is grpc.StatusCode.OK
         await self._channel.close()
+        self._call = None  # it holds the channel's connection

@@ -11,7 +11,7 @@ import pytest
 
 from loadtests.lab.certificates import Issued, issue, make_ca
 
-from .program import until
+from .program import AdminFault, until
 from .town import Config, Town
 from .traffic import Traffic
 
@@ -94,6 +94,8 @@ async def test_a_broken_certificate_is_refused(tmp_path: Path, workers: int) -> 
         kept = torn.read_bytes()
         torn.write_bytes(other.key.read_bytes())
         os.utime(torn)
+        with pytest.raises(AdminFault, match="does not belong"):  # a reload reads it too, and changes nothing
+            await town.program.reload()
         await town.program.event("certificates_refused")
         await town.traffic.more()
         assert await _served(town) == first

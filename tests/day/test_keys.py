@@ -156,7 +156,8 @@ async def _play(town: Town, row: Row) -> None:
     await program.reload(before)
     if row.seen is not None:
         await until(gone, f"{row.key}: its effect is gone after the way back", EFFECT_S)
-    await program.reload(town.config)
+    if row.first:
+        await program.reload(town.config)
     await traffic.more(20)
 
 

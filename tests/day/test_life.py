@@ -101,12 +101,15 @@ async def test_a_successor_takes_over(tmp_path: Path, workers: int) -> None:
 async def test_two_successors_in_a_row(tmp_path: Path, workers: int) -> None:
     async with Town(tmp_path, workers=workers) as town:
         town.watching = False
+        left = []
         for _ in range(2):
+            left += town.program.processes()
             await town.program.hand_over()
             await town.traffic.more(40)
         await until(
             lambda: town.program.process is not None and town.program.process.poll() == 0, "the first ended well"
         )
+        await until(lambda: not any(map(alive, left)), "nothing is left of the first and the second")
         await town.settle()
         await town.note_levels()
         town.forget_counters()

@@ -5,10 +5,7 @@ own points to; that needs root.
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import struct
-import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +17,7 @@ from .origin import Origin
 from .program import until
 from .town import Config, Town, set_at
 
-pytestmark = [pytest.mark.root, pytest.mark.parametrize("workers", [1, 2])]
+pytestmark = [pytest.mark.needs("mount namespaces"), pytest.mark.parametrize("workers", [1, 2])]
 ADDRESS = "127.0.53.53"
 NAME = "near.town.test"
 _IN_OWN_MOUNTS = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
@@ -61,10 +58,6 @@ class NameServer(asyncio.DatagramProtocol):
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[NameServer]:
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("a mount namespace and port 53 need root and unshare")
-    if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("no mount namespaces here")
     loop = asyncio.get_running_loop()
     transport, found = await loop.create_datagram_endpoint(NameServer, local_addr=(ADDRESS, 53))
     (tmp_path / "resolv.conf").write_text(f"nameserver {ADDRESS}\noptions timeout:1 attempts:1\n")

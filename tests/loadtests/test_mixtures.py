@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from loadtests.mixtures import long_polls, unequal
-from loadtests.worlds import NEAR, RTTS
+from loadtests.simulate.mixtures import long_polls, unequal
+from loadtests.simulate.worlds import NEAR, RTTS
 from routing.model import Policy
 
 TRIOS = pytest.mark.parametrize("rtts", [RTTS, NEAR], ids=["regions", "near"])

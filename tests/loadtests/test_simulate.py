@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 
-from loadtests import figures, simulate
-from loadtests.fleets import fleet, spike, storm
-from loadtests.policies import RULES, choice, tail_at_scale
-from loadtests.virtual import Clock
-from loadtests.worlds import NEAR, RTTS, quantile
+from loadtests.simulate import figures
+from loadtests.simulate.__main__ import main
+from loadtests.simulate.fleets import fleet, spike, storm
+from loadtests.simulate.policies import RULES, choice, tail_at_scale
+from loadtests.simulate.scenarios import SCENARIOS
+from loadtests.simulate.virtual import Clock
+from loadtests.simulate.worlds import NEAR, RTTS, quantile
 
 TRIOS = pytest.mark.parametrize("rtts", [RTTS, NEAR], ids=["regions", "near"])
 
 
 def run(name: str, **settings: Any) -> dict[str, Any]:
-    return simulate.SCENARIOS[name](**settings)
+    return SCENARIOS[name](**settings)
 
 
 def test_the_clock_runs_events_in_order() -> None:
@@ -144,15 +146,15 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert simulate.main(["blackhole", "--json", "--seed", "2"]) == 0
+    assert main(["blackhole", "--json", "--seed", "2"]) == 0
     assert json.loads(capsys.readouterr().out)["blackhole"]["failed"] == 0
-    assert simulate.main(["late2"]) == 0
+    assert main(["late2"]) == 0
     assert "p99_rtt" in capsys.readouterr().out
 
 
 def test_unknown_scenarios_are_refused() -> None:
     with pytest.raises(SystemExit):
-        simulate.main(["mars"])
+        main(["mars"])
 
 
 def test_quantiles_of_little() -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from proxy.config import parse_config
-from proxy.l4.tunnel import TunnelListener
+from proxy.l4.listener import TunnelListener
 from proxy.process import inheritance as listening
 from proxy.process.worker import Worker
 from tlscache.ticket_keys import TicketKeys
@@ -188,7 +188,7 @@ class Edge:
 
     async def quiet(self) -> None:
         """Until no connection is left; then nothing else may be."""
-        await wait_for(lambda: not self.listener.tunnels)
+        await wait_for(lambda: not self.listener.connections)
         for region in self.upstream.balancer.regions:
             assert region.in_flight == 0, f"{region.name}: {region.in_flight} in flight"
             assert region.held == 0

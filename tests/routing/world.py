@@ -5,8 +5,9 @@ from collections import Counter
 
 from routing.balancer import Balancer, EndpointState, Outcome
 from routing.model import Endpoint, Region, Upstream
-from routing.region import RegionState
+from routing.state import RegionState
 
+TICK_S = 0.1
 RTTS = {"us": 0.060, "eu": 0.080, "ap": 0.150}
 
 
@@ -19,7 +20,7 @@ class World:
 
     def __init__(self, *regions: Region, rtts: dict[str, float] = RTTS, seed: int = 1, **settings: object) -> None:
         regions = regions or tuple(region(name) for name in RTTS)
-        self.now = 100.0
+        self.now = self.ticked = 100.0
         self.rng = random.Random(seed)
         self.balancer = Balancer(Upstream("api", regions, **settings), self.rng, self.now)  # type: ignore[arg-type]
         for endpoint in self.balancer.endpoints:
@@ -31,8 +32,16 @@ class World:
     def wait(self, seconds: float) -> None:
         end = self.now + seconds
         while self.now < end - 1e-9:
-            self.now = min(self.now + 0.1, end)
-            self.balancer.tick(self.now)
+            self.now = min(self.now + TICK_S, end)
+            self.tick()
+
+    def tick_if_due(self) -> None:
+        if self.now >= self.ticked + TICK_S:
+            self.tick()
+
+    def tick(self) -> None:
+        self.ticked = self.now
+        self.balancer.tick(self.now)
 
     def region(self, name: str) -> RegionState:
         return next(found for found in self.balancer.regions if found.name == name)
@@ -51,8 +60,7 @@ class World:
         seen: Counter[str] = Counter()
         for _ in range(count):
             self.now += every
-            if self.now >= self.balancer.next_tick:
-                self.balancer.tick(self.now)
+            self.tick_if_due()
             self.balancer.count_request(self.now)
             endpoint = self.balancer.pick(self.now)
             assert endpoint is not None

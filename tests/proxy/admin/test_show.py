@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from proxy.admin.show import render_status
-from proxy.upstream.sessions import EVENTS
+from tlscache.cache import EVENTS
 
 
 def endpoint(address: str, opened: dict[str, int], reused: int, tickets: int | None = None) -> dict[str, Any]:

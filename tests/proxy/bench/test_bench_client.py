@@ -49,6 +49,7 @@ class Owner:
     failures: list[tuple[Request, ProxyError]] = field(default_factory=list)
     closings: list[ProxyError | None] = field(default_factory=list)
     opened_count: int = 0
+    freed_count: int = 0
     size: int = 0
 
     def opened(self, connection: Connection) -> None:
@@ -59,6 +60,9 @@ class Owner:
 
     def failed(self, connection: Connection, request: Request, error: ProxyError, now: float) -> None:
         self.failures.append((request, error))
+
+    def freed(self, connection: Connection, now: float) -> None:
+        self.freed_count += 1
 
     def closed(self, connection: Connection, error: ProxyError | None) -> None:
         self.closings.append(error)
@@ -192,7 +196,7 @@ def test_an_answer_to_nothing_closes() -> None:
 
 def test_an_abandoned_request_closes_without_a_word_of_it() -> None:
     connection, owner, transport = h1()
-    connection.abandon(asked(connection))
+    connection.abandon(asked(connection), 1.0)
     assert transport.closed
     assert not owner.failures
     assert owner.closings == [None]
@@ -314,7 +318,8 @@ def test_h2_an_abandoned_request_resets_its_stream_only() -> None:
     server = H2Server()
     first, second = asked(server.client), asked(server.client)
     server.exchange()
-    server.client.abandon(first)
+    server.client.abandon(first, 1.0)
+    assert server.owner.freed_count == 1, "its place may be given to another request"
     server.exchange()
     assert any(isinstance(event, h2.events.StreamReset) for event in server.events)
     server.answer(3)

@@ -177,7 +177,7 @@ async def test_connection_close_is_kept_until_the_handshake_is_complete(start, d
 
 async def test_more_waiting_requests_than_are_held_are_refused(start, dial, plain, files):
     """Over HTTP/2, where a record holds many."""
-    from proxy.downstream.listener import HELD_MAX
+    from proxy.downstream.early import HELD_MAX
     from proxy.http.h2 import H2ClientCodec, H2Limits
     from proxy.http.message import HeadersReceived, RequestHead
 

@@ -34,7 +34,6 @@ def config(origin, ca, *, early=True, warm=0, protocol="h1", upstream=""):
 
 
 def events(proxy):
-    proxy.worker.snapshot()
     return {name: count for name, count in proxy.worker.sessions.events.items() if count}
 
 
@@ -64,7 +63,7 @@ async def test_warm_connections_keep_every_ticket_and_the_next_ones_resume(start
         if opened["full"] == 3:
             break
     await wait_for(lambda: events(proxy).get("stored") == 6)
-    assert proxy.worker.status()["upstreams"]["app"]["regions"][0]["endpoints"][0]["tls_sessions"] == 6
+    assert (await proxy.worker.status())["upstreams"]["app"]["regions"][0]["endpoints"][0]["tls_sessions"] == 6
     for connection in origin.connections:
         connection.transport.abort()
     await wait_for(lambda: opened["resumed"] == 3)
@@ -274,7 +273,7 @@ async def test_an_early_request_into_a_black_hole_waits_for_one_dial(start, orig
     proxy = await start(text)
     client = await proxy.connect()
     assert (await client.get()).status == 200
-    await wait_for(lambda: proxy.upstream.sessions_of(proxy.pool.target.endpoint).held)
+    await wait_for(lambda: proxy.upstream.reach.sessions_of(proxy.pool.target.endpoint).held)
     await cold(proxy, origin)
     proxy.pool.target.not_before = monotonic() + 60  # where second tries go is another matter
     receive, before = Connection.data_received, len(origin.connections)

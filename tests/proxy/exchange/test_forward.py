@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Kind, ProxyError
-from proxy.exchange.forward import Hop, identifiers, is_last_hop, new_traceparent, rewrite
+from proxy.exchange.forward import identifiers, is_last_hop, new_traceparent, rewrite
 from proxy.http.message import RequestHead
+from proxy.http.serving import Hop
 
 TRUSTED = Hop(b"10.0.0.7", b"https", b"onetrip", True)
 STRANGER = Hop(b"203.0.113.9", b"http", b"onetrip", False)

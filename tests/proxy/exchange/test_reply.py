@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from proxy.errors import Kind, ProxyError
 from proxy.exchange.reply import error_reply, final_answer, proxy_status, reason_phrase
-from proxy.http.message import RequestHead
+from proxy.http.message import RequestHead, ResponseHead
+from proxy.observe.record import RequestRecord, TryRecord
 
 ERROR_TYPES = frozenset(  # RFC 9209 section 2.3
     [
@@ -53,23 +54,24 @@ ERROR_TYPES = frozenset(  # RFC 9209 section 2.3
 )
 
 
-def exchange(*fields: tuple[bytes, bytes], trusted: bool = False, **more: Any) -> Any:
-    head = RequestHead(b"GET", b"/", b"shop.example", list(fields), dict(fields))
-    values = {
-        "head": head,
-        "tried": [],
-        "request_id": b"",
-        "retry_after": None,
-        "hop_trusted": trusted,
-        "winner": None,
-        "started": 0.0,
-        "grpc": False,
-    }
-    return SimpleNamespace(**{**values, **more})
+def record(*fields: tuple[bytes, bytes], trusted: bool = False, **more: Any) -> RequestRecord:
+    found = RequestRecord("192.0.2.1", b"", 0.0)
+    found.head = RequestHead(b"GET", b"/", b"shop.example", list(fields), dict(fields))
+    found.trusted = trusted
+    for name, value in more.items():
+        setattr(found, name, value)
+    return found
 
 
-def attempt(region: str, endpoint: str, error: ProxyError | None) -> Any:
-    return SimpleNamespace(target=SimpleNamespace(region=SimpleNamespace(name=region), endpoint=endpoint), error=error)
+def reply(found: RequestRecord, error: ProxyError, retry_after: float = 0.0) -> tuple[ResponseHead, bytes]:
+    return error_reply(found, error, False, retry_after)
+
+
+def attempt(region: str, endpoint: str, error: ProxyError | None) -> TryRecord:
+    target: Any = SimpleNamespace(region=SimpleNamespace(name=region), endpoint=endpoint)
+    found = TryRecord(target, b"", 0.0)
+    found.error = error
+    return found
 
 
 TRIED = [
@@ -82,7 +84,7 @@ TRIED = [
 def test_every_kind_has_a_status_and_a_registered_error_type(kind: Kind) -> None:
     assert kind.proxy_status in ERROR_TYPES
     assert 400 <= kind.status < 600
-    head, body = error_reply(exchange(), ProxyError(kind, "what happened"))
+    head, body = reply(record(), ProxyError(kind, "what happened"))
     assert head.status == kind.status
     assert head.content_length == len(body)
     fields = dict(head.fields)
@@ -93,7 +95,7 @@ def test_every_kind_has_a_status_and_a_registered_error_type(kind: Kind) -> None
 
 def test_the_body_says_what_was_tried_and_why_it_failed() -> None:
     error = ProxyError(Kind.RESPONSE_TIMEOUT, "no response within 15 s")
-    head, body = error_reply(exchange(tried=TRIED, request_id=b"abc"), error)
+    head, body = reply(record(tries=TRIED, request_id=b"abc"), error)
     assert dict(head.fields)[b"content-type"] == b"text/plain; charset=utf-8"
     assert body.decode().splitlines() == [
         "504 Gateway Timeout: no response within 15 s",
@@ -105,8 +107,8 @@ def test_the_body_says_what_was_tried_and_why_it_failed() -> None:
 
 def test_a_client_that_accepts_json_gets_json() -> None:
     error = ProxyError(Kind.UNAVAILABLE, 'no region "can"')
-    asked = exchange((b"accept", b"application/json"), tried=TRIED, request_id=b"abc", retry_after=7.0)
-    head, body = error_reply(asked, error)
+    asked = record((b"accept", b"application/json"), tries=TRIED, request_id=b"abc")
+    head, body = reply(asked, error, 7.0)
     assert dict(head.fields)[b"content-type"] == b"application/json"
     assert dict(head.fields)[b"retry-after"] == b"7"
     assert json.loads(body) == {
@@ -123,7 +125,7 @@ def test_a_client_that_accepts_json_gets_json() -> None:
 
 def test_what_an_origin_sent_amiss_is_for_the_log_only() -> None:
     error = ProxyError(Kind.BAD_RESPONSE, "header with a secret of somebody else's")
-    head, body = error_reply(exchange(), error)
+    head, body = reply(record(), error)
     assert b"secret" not in body
     assert b"secret" not in dict(head.fields)[b"proxy-status"]
 
@@ -139,11 +141,11 @@ def test_debug_fields_are_for_trusted_clients_that_ask() -> None:
     error = ProxyError(Kind.TERMINATED, "gone")
     asks = (b"onetrip-debug", b"1")
     for asked, wanted in (
-        (exchange(asks, trusted=True, tried=TRIED), True),
-        (exchange(asks, tried=TRIED), False),
-        (exchange(trusted=True), False),
+        (record(asks, trusted=True, tries=TRIED), True),
+        (record(asks, tries=TRIED), False),
+        (record(trusted=True), False),
     ):
-        fields = dict(error_reply(asked, error)[0].fields)
+        fields = dict(reply(asked, error)[0].fields)
         assert (b"server-timing" in fields) == wanted
         if wanted:
             assert fields[b"onetrip-attempts"] == b"2"
@@ -151,7 +153,7 @@ def test_debug_fields_are_for_trusted_clients_that_ask() -> None:
 
 
 def test_upgrade_required_names_what_to() -> None:
-    assert dict(error_reply(exchange(), ProxyError(Kind.UPGRADE_REQUIRED, "x"))[0].fields)[b"upgrade"] == b"HTTP/1.1"
+    assert dict(reply(record(), ProxyError(Kind.UPGRADE_REQUIRED, "x"))[0].fields)[b"upgrade"] == b"HTTP/1.1"
 
 
 def test_trace_echoes_the_request_but_no_secrets() -> None:

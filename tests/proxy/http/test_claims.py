@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ProxyError
-from proxy.exchange.forward import Hop, rewrite
+from proxy.exchange.forward import rewrite
 from proxy.http import claims, semantics
 from proxy.http.h1 import H1Limits
 from proxy.http.h1.request import parse_request as parse_h1
 from proxy.http.h2.heads import copy_request
 from proxy.http.h2.heads import parse_request as parse_h2
 from proxy.http.message import KNOWN_REQUEST_FIELDS, RequestHead
+from proxy.http.serving import Hop
 
 NAMES = sorted(claims.CLAIM_NAMES | {prefix + b"some" for prefix in claims.CLAIM_PREFIXES})
 WRITTEN = (

@@ -110,8 +110,7 @@ _READERS = {"decimal", "hexadecimal"}
 _OWN_NUMBERS = {
     # Already a number, or the kernel's: no peer wrote the text.
     ("http/connection.py", "int(struct.unpack_from('=Q', info, 200)[0])"),
-    ("downstream/listener.py", "int(monotonic())"),
-    ("exchange/exchange.py", "int(stale)"),
+    ("exchange/service.py", "int(monotonic())"),
     # What a regular expression has limited to digits.
     ("http/h1/response.py", "int(match[2])"),
 }

@@ -158,7 +158,7 @@ async def test_a_unix_socket_on_both_sides(tmp_path: Path) -> None:
         client = await it.connect()
         await client.send(data := os.urandom(300_000))
         assert await client.exactly(300_000) == data
-        assert next(iter(it.listener.tunnels)).client == "unix"
+        assert next(iter(it.listener.connections)).client == "unix"
 
 
 async def test_status_names_the_listener() -> None:
@@ -175,7 +175,7 @@ async def test_status_names_the_listener() -> None:
             "draining": False,
         }
         assert "1 connections" in repr(it.listener)
-        assert "relaying" in repr(next(iter(it.listener.tunnels)))
+        assert "relaying" in repr(next(iter(it.listener.connections)))
 
 
 # Dialling.
@@ -186,7 +186,7 @@ async def test_the_next_region_is_dialled_when_one_refuses() -> None:
         client = await it.connect()
         await client.send(b"hello")
         assert await client.exactly(5) == b"hello"
-        (tunnel,) = it.listener.tunnels
+        (tunnel,) = it.listener.connections
         assert tunnel.target is not None
         assert tunnel.target.region.name == "r2"
         assert len(tunnel.tried) == 2
@@ -255,7 +255,7 @@ async def test_a_slow_dial_is_raced_by_another_region(monkeypatch: pytest.Monkey
             client = await it.connect()
             await client.send(b"hello")
             assert await client.exactly(5) == b"hello"
-            (tunnel,) = it.listener.tunnels
+            (tunnel,) = it.listener.connections
             assert [target.region.name for target in tunnel.tried] == ["r1", "r2", "r3"]
             for region in it.upstream.balancer.regions[:2]:
                 assert region.in_flight == 0, "the losers are settled"
@@ -275,9 +275,9 @@ async def test_a_client_that_resets_while_its_dial_hangs_is_let_go(monkeypatch: 
     with Blackhole() as slow:
         async with edge(config(slow.port, connect="30s")) as it:
             client = await it.connect()
-            await wait_for(lambda: it.listener.tunnels)
+            await wait_for(lambda: it.listener.connections)
             client.reset()
-            await wait_for(lambda: not it.listener.tunnels)
+            await wait_for(lambda: not it.listener.connections)
 
 
 async def test_names_with_several_addresses_are_raced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ async def test_clients_of_one_address_stay_together() -> None:
                     client = await it.connect(source=f"127.0.0.{number + 1}")
                     await client.send(b"x")
                     await client.exactly(1)
-                    tunnel = next(t for t in it.listener.tunnels if t.peer == client.sock.getsockname())
+                    tunnel = next(t for t in it.listener.connections if t.peer == client.sock.getsockname())
                     seen.add(str(tunnel.target.endpoint if tunnel.target else ""))
                 assert len(seen) == 1
                 chosen |= seen
@@ -346,7 +346,7 @@ async def test_tls_from_the_client(ca: Issued, leaf: Issued) -> None:
         await client.handshake()
         await client.send(data := os.urandom(200_000))
         assert await client.exactly(200_000) == data
-        assert next(iter(it.listener.tunnels)).server_name == "localhost"
+        assert next(iter(it.listener.connections)).server_name == "localhost"
 
 
 async def tls_echo(peer: Peer, context: ssl.SSLContext) -> None:
@@ -430,7 +430,7 @@ async def test_a_client_that_lingers_after_its_refusal_is_closed(leaf: Issued, m
         client = await it.connect()
         await client.send(b"no TLS at all")
         await client.rest()
-        await wait_for(lambda: not it.listener.tunnels)
+        await wait_for(lambda: not it.listener.connections)
 
 
 async def test_a_slow_client_does_not_use_up_the_time_to_connect(
@@ -441,8 +441,8 @@ async def test_a_slow_client_does_not_use_up_the_time_to_connect(
     with Blackhole() as slow:
         async with origin() as app, edge(config(slow.port, app.port, listener=tls_listener(leaf), connect="1s")) as it:
             client = TLSPeer(await it.connect(), client_context(ca), "localhost")
-            await wait_for(lambda: it.listener.tunnels)
-            next(iter(it.listener.tunnels)).started -= 60
+            await wait_for(lambda: it.listener.connections)
+            next(iter(it.listener.connections)).started -= 60
             await client.handshake()
             await client.send(b"hello")
             assert await client.exactly(5) == b"hello"
@@ -465,7 +465,7 @@ async def test_sni_goes_by_the_name_and_leaves_the_bytes_alone(ca: Issued, leaf:
         await client.handshake()
         await client.send(data := os.urandom(100_000))
         assert await client.exactly(100_000) == data
-        assert next(iter(it.listener.tunnels)).server_name == "localhost"
+        assert next(iter(it.listener.connections)).server_name == "localhost"
 
 
 async def test_a_client_hello_may_come_in_pieces(ca: Issued, leaf: Issued) -> None:
@@ -540,7 +540,7 @@ async def test_a_proxy_header_passes_through(write: Callable[[ProxyHeader], byte
             wanted = (write_v1 if version == "v1" else write_v2)(HEADER)
             await wait_for(lambda: any(len(peer.held) >= len(wanted) + 5 for peer in app.peers))
             assert {peer.held for peer in app.peers} <= {wanted + b"hello", b""}
-            (tunnel,) = it.listener.tunnels
+            (tunnel,) = it.listener.connections
             assert tunnel.relay is not None
             assert tunnel.client == "203.0.113.7"
             assert tunnel.relay.up.bytes == 5
@@ -597,7 +597,7 @@ async def test_proxy_header_then_tls_then_bytes(ca: Issued, leaf: Issued) -> Non
         await client.handshake()
         await client.send(b"hello")
         assert await client.exactly(5) == b"hello"
-        assert next(iter(it.listener.tunnels)).client == "203.0.113.7"
+        assert next(iter(it.listener.connections)).client == "203.0.113.7"
 
 
 # Limits and time.
@@ -614,7 +614,7 @@ async def test_more_clients_than_allowed_are_closed_at_once() -> None:
         await refused.rest()
         assert counted(it)["connections_refused"] == 1
         clients[0].close()
-        await wait_for(lambda: len(it.listener.tunnels) == 1)
+        await wait_for(lambda: len(it.listener.connections) == 1)
         again = await it.connect()
         await again.send(b"x")
         assert await again.exactly(1) == b"x"
@@ -633,11 +633,11 @@ async def test_a_connection_without_bytes_is_cut_after_the_idle_time() -> None:
 async def test_a_connection_with_bytes_now_and_then_is_not_idle() -> None:
     async with origin() as app, edge(config(app.port, idle="60s")) as it:
         client = await it.connect()
-        (tunnel,) = it.listener.tunnels or [None]
+        (tunnel,) = it.listener.connections or [None]
         for _ in range(3 * tunnelling.IDLE_CHECKS):
             await client.send(b"x")
             await client.exactly(1)
-            (tunnel,) = it.listener.tunnels
+            (tunnel,) = it.listener.connections
             tunnel.on_timer(0.0)
         assert tunnel.state is tunnelling.State.RELAYING
         for _ in range(tunnelling.IDLE_CHECKS - 1):
@@ -731,7 +731,7 @@ async def test_at_the_deadline_what_is_open_is_cut_and_counted() -> None:
 async def test_draining_lets_go_of_clients_that_said_nothing_yet(leaf: Issued) -> None:
     async with origin() as app, edge(config(app.port, listener=tls_listener(leaf))) as it:
         await it.connect()
-        await wait_for(lambda: it.listener.tunnels)
+        await wait_for(lambda: it.listener.connections)
         assert await it.worker.drain(30.0) == 0
 
 
@@ -767,14 +767,14 @@ async def test_nothing_is_left_for_the_garbage_collector(monkeypatch: pytest.Mon
                 client = await it.connect()
                 await client.send(b"x")
                 await client.exactly(1)
-                (tunnel,) = it.listener.tunnels
+                (tunnel,) = it.listener.connections
                 relay = tunnel.relay
                 assert relay is not None
                 gone += [weakref.ref(relay.client.sock), weakref.ref(relay.server.sock)]
                 del relay, tunnel
                 client.half_close()
                 await client.rest()
-                await wait_for(lambda: not it.listener.tunnels)
+                await wait_for(lambda: not it.listener.connections)
             await asyncio.sleep(0)
             assert not any(reference() for reference in gone)
         finally:
@@ -792,4 +792,4 @@ async def test_many_clients_at_once_each_get_their_own_bytes() -> None:
             assert await client.rest() == data
 
         await asyncio.gather(*(one(number) for number in range(150)))
-        assert it.listener.accepted == 150
+        assert it.listener.counters.accepted == 150

@@ -12,15 +12,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.errors import ProxyError
-from proxy.exchange.forward import Hop, rewrite
+from proxy.exchange.forward import rewrite
 from proxy.http.h1 import H1Limits
 from proxy.http.h1.request import parse_request as parse_h1
 from proxy.http.h2.heads import copy_request
 from proxy.http.h2.heads import parse_request as parse_h2
 from proxy.http.message import RequestHead
+from proxy.http.serving import Hop
 from proxy.observe import access_line as module
 from proxy.observe.access_line import access_line, access_record
 from proxy.observe.access_log import AccessLog, AccessRecord
+from proxy.observe.record import RequestRecord, TryRecord
 
 KEYS = list(AccessRecord.__struct_fields__)
 HOPS = [Hop(b"203.0.113.9", b"http", b"onetrip", trusted) for trusted in (False, True)]
@@ -28,32 +30,28 @@ TRACE = b"0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 INJECTION = b'","status":200,"x":"'
 
 
-def exchange(head: RequestHead, hop: Hop, *, ids: tuple[bytes, bytes], tries: int = 1, **more: Any) -> Any:
-    """A finished exchange, as far as its line shows it."""
-    pool = SimpleNamespace(log_target=b'"upstream":"app","region":"r \\"1\\"","endpoint":"10.0.0.1:80"')
-    target = SimpleNamespace(pool=pool, region=SimpleNamespace(name='r "1"'), endpoint="10.0.0.1:80")
-    attempt = SimpleNamespace(started=1.0, connected_at=1.0, seconds=(0.0, 0.0, 0.0), target=target, error=None)
-    start = msgspec.json.encode({"listener": 'we"b', "client": hop.peer.decode("latin-1")})[1:-1]
-    values = {
-        "head": head,
-        "path": head.target,
-        "tried": [attempt] * tries,
-        "winner": attempt,
-        "error": None,
-        "request_id": ids[0],
-        "traceparent": ids[1],
-        "started": 1.0,
-        "first_byte_at": 1.25,
-        "status": 200,
-        "bytes_in": 1,
-        "bytes_out": 2,
-        "hedged": False,
-        "listener": SimpleNamespace(name='we"b', access_log=AccessLog("")),
-        "connection": SimpleNamespace(client=hop.peer.decode("latin-1"), log_start=start),
-        "route": SimpleNamespace(upstream="app"),
-        **more,
-    }
-    return SimpleNamespace(**values)
+LISTENER, TIMESTAMP = 'we"b', AccessLog("").timestamp(1.5)
+
+
+def finished(head: RequestHead, hop: Hop, *, ids: tuple[bytes, bytes], path: bytes | None = None) -> RequestRecord:
+    """The record of a finished request."""
+    target: Any = SimpleNamespace(region=SimpleNamespace(name='r "1"'), endpoint="10.0.0.1:80")
+    start = msgspec.json.encode({"listener": LISTENER, "client": hop.peer.decode("latin-1")})[1:-1]
+    record = RequestRecord(hop.peer.decode("latin-1"), start, 1.0)
+    record.head = head
+    record.path = head.target if path is None else path
+    record.request_id, record.traceparent = ids
+    record.first_byte_at = 1.25
+    record.status, record.bytes_in, record.bytes_out = 200, 1, 2
+    record.upstream = "app"
+    record.winner = TryRecord(target, b'"upstream":"app","region":"r \\"1\\"","endpoint":"10.0.0.1:80"', 1.0)
+    record.winner.connected_at = 1.0
+    record.tries = [record.winner]
+    return record
+
+
+def line(record: RequestRecord) -> bytes:
+    return access_line(record, LISTENER, TIMESTAMP, 1.5)
 
 
 def line_of(head: RequestHead, hop: Hop) -> dict[str, Any] | None:
@@ -62,15 +60,14 @@ def line_of(head: RequestHead, hop: Hop) -> dict[str, Any] | None:
     ids = rewrite(head, hop)
     if isinstance(ids, ProxyError):
         return None
-    done = exchange(head, hop, ids=ids, path=path)
-    line = access_line(done, 1.5)
-    assert line.endswith(b"\n")
-    assert line.count(b"\n") == 1
-    pairs = json.loads(line, object_pairs_hook=list)
+    done = finished(head, hop, ids=ids, path=path)
+    written = line(done)
+    assert written.endswith(b"\n")
+    assert written.count(b"\n") == 1
+    pairs = json.loads(written, object_pairs_hook=list)
     assert [key for key, _ in pairs] == KEYS
     found = dict(pairs)
-    record = access_record(done, 1.5)
-    record.time = found["time"]
+    record = access_record(done, LISTENER, TIMESTAMP, 1.5)
     assert found == msgspec.to_builtins(record), "the fast way and the general one differ"
     return found
 
@@ -126,10 +123,10 @@ def test_each_value_of_the_fast_way_is_looked_at(name: str, bad: bytes) -> None:
     """Other parts refuse most of these octets; the line does not rely on it."""
     value = b"a" + bad + INJECTION
     head = RequestHead(b"GET", b"/", b"a.test", [], {})
-    done = exchange(head, HOPS[0], ids=(b"i", b"t"))
+    done = finished(head, HOPS[0], ids=(b"i", b"t"))
     owner = head if name in ("method", "authority") else done
     setattr(owner, name, value)
-    found = json.loads(access_line(done, 1.5))
+    found = json.loads(line(done))
     key = {"authority": "host"}.get(name, name)
     assert list(found) == KEYS
     assert found[key] == value.decode("latin-1")
@@ -140,7 +137,7 @@ def test_remembered_user_agents_are_bounded_and_let_go() -> None:
     for number in range(5000):
         agent = b"agent %d " % number + b"x" * (number % 2 * 60_000)
         head = RequestHead(b"GET", b"/", b"a.test", [], {b"user-agent": agent})
-        assert json.loads(access_line(exchange(head, HOPS[0], ids=(b"i", b"t")), 1.5))["user_agent"] == agent.decode()
+        assert json.loads(line(finished(head, HOPS[0], ids=(b"i", b"t"))))["user_agent"] == agent.decode()
     assert len(module._agents) <= 1024
     assert sum(map(len, module._agents)) <= 1024 * 256
     assert b"agent 4998 " in module._agents, "the newest is learnt although others were there first"

@@ -164,7 +164,7 @@ def test_a_worker_that_dies_at_birth_is_replaced(origin: HttpOrigin, tmp_path: P
 BORN_DEAD = """
 import os, signal, sys
 from proxy.process import supervisor
-from proxy.process.program import serve
+from proxy.process.serve import serve
 
 fork, first = os.fork, [True]
 

@@ -19,8 +19,11 @@ from loadtests.lab.certificates import issue, make_ca
 from proxy.admin.ask import AdminError
 from proxy.config import parse_config
 from proxy.observe.access_log import AccessRecord
+from proxy.observe.event_log import configure_log
 from proxy.process.forkserver import ForkServer
-from proxy.process.program import Beginning, SingleProcess, configure_log, serve
+from proxy.process.program import Beginning
+from proxy.process.serve import serve
+from proxy.process.single import SingleProcess
 from tlscache.ticket_keys import TicketKeys
 
 from ..l4.test_tunnel import Blackhole

@@ -175,3 +175,19 @@ def test_the_fork_server_holds_no_listener(tmp_path: Path, origin: HttpOrigin) -
             return client.connect_ex(("127.0.0.1", port)) != 0
 
     wait_for(refused, "the port's end")
+
+
+def test_the_soft_limit_of_descriptors_is_raised(origin: HttpOrigin, tmp_path: Path) -> None:
+    """1,024 is where most systems begin; that is 500 clients."""
+    command = ["sh", "-c", 'ulimit -S -n 256; exec "$0" "$@"', sys.executable, "-m", "proxy.cli", "serve"]
+    (tmp_path / "onetrip.yaml").write_text(config(origin.port))
+    with subprocess.Popen([*command, str(tmp_path / "onetrip.yaml")], cwd=ROOT, stderr=subprocess.PIPE) as program:
+        try:
+            assert program.stderr is not None
+            program.stderr.readline()  # it runs
+            limits = Path(f"/proc/{program.pid}/limits").read_text().splitlines()
+            (line,) = [line for line in limits if line.startswith("Max open files")]
+            soft, hard = line.split()[3:5]
+            assert soft == hard
+        finally:
+            program.terminate()

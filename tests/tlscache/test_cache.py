@@ -11,17 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtests.lab.certificates import issue, make_ca
-from proxy.config import ConfigError, parse_config
-from proxy.observe.metrics import Snapshot
-from proxy.upstream import sessions as sessions_module
-from proxy.upstream.sessions import FRESH_S, TOP_UP_MAX_S, TOP_UP_S, Sessions, scope_of, session_keys
-from routing.model import Endpoint
+from tlscache.cache import FRESH_S, TOP_UP_MAX_S, TOP_UP_S, Sessions, scope_of, session_keys, wall_clock
 from tlscache.context import CertificatePair, ClientContext, ClientSettings, ServerContext, ServerSettings
 from tlscache.engine import State, TLSEngine
 from tlscache.sqlite_store import SQLiteStore
 from tlscache.store import MemoryStore
 
-ENDPOINT = Endpoint("localhost", 443)
+PLACE = ("localhost", 443, "localhost")
 
 
 class Clock:
@@ -55,7 +51,7 @@ def server(files):
 
 @pytest.fixture
 def clock():
-    return Clock(sessions_module.wall_clock())
+    return Clock(wall_clock())
 
 
 @pytest.fixture
@@ -96,26 +92,6 @@ def test_several_keys_keep_their_order_however_they_are_separated(texts):
     assert session_keys(" , ".join(texts)) == alone
 
 
-CONFIG = """
-listeners: [{{address: "127.0.0.1:0", upstream: app}}]
-upstreams: {{app: {{regions: {{here: {{endpoints: ["127.0.0.1:1"]}}}}, pool: {{warm: {warm}}}}}}}
-sessions: {{path: "{path}", key: "{key}"}}
-"""
-
-
-@pytest.mark.parametrize("key", ["short", "k" * 32 + ",short", ","])
-def test_a_key_that_can_be_guessed_is_a_fault(tmp_path, key):
-    with pytest.raises(ConfigError, match="at least 16 characters"):
-        parse_config(CONFIG.format(warm=2, path=tmp_path / "s.db", key=key))
-
-
-def test_a_key_that_is_not_there_is_one_fault(tmp_path):
-    text = CONFIG.format(warm=2, path=tmp_path / "s.db", key="env:NOT_SET")
-    with pytest.raises(ConfigError, match="NOT_SET") as caught:
-        parse_config(text)
-    assert len(caught.value.faults) == 1
-
-
 # Scopes
 
 
@@ -139,31 +115,31 @@ def test_what_verifies_differently_has_another_scope(files, change):
         change = {"ca": str(files.other.certificate)}
     if "certificate" in change:
         change = {"certificate": str(files.client.certificate), "key": str(files.client.key)}
-    one = scope_of(ENDPOINT, ClientContext(ClientSettings(**base)))
-    other = scope_of(ENDPOINT, ClientContext(ClientSettings(**{**base, **change})))
+    one = scope_of(*PLACE, ClientContext(ClientSettings(**base)))
+    other = scope_of(*PLACE, ClientContext(ClientSettings(**{**base, **change})))
     assert one.digest != other.digest
 
 
 def test_endpoints_have_scopes_of_their_own(context):
     places = [
-        ENDPOINT,
-        Endpoint("localhost", 444),
-        Endpoint("127.0.0.1", 443),
-        Endpoint("", 0, "/run/a"),
-        Endpoint("", 0, "/run/b"),
+        PLACE,
+        ("localhost", 444, "localhost"),
+        ("127.0.0.1", 443, "127.0.0.1"),
+        ("/run/a", 0, "localhost"),
+        ("/run/b", 0, "localhost"),
     ]
-    assert len({scope_of(one, context).digest for one in places}) == len(places)
+    assert len({scope_of(*place, context).digest for place in places}) == len(places)
 
 
 def test_a_ticket_that_comes_after_the_ca_was_replaced_stays_with_the_old_one(files, sessions, server, tmp_path):
     path = tmp_path / "ca.pem"
     path.write_bytes(Path(files.ca.certificate).read_bytes())
     context = ClientContext(ClientSettings(ca=str(path), alpn=(b"http/1.1",)))
-    before = sessions.of(ENDPOINT, context)
+    before = sessions.of(*PLACE, context)
     engine, _ = handshake(before, server)
     path.write_bytes(Path(files.other.certificate).read_bytes())
     assert context.reload_if_changed() is None
-    after = sessions.of(ENDPOINT, context)
+    after = sessions.of(*PLACE, context)
     before.keep(engine)
     assert before.held == 2
     assert after.held == 0
@@ -174,7 +150,7 @@ def test_a_ticket_that_comes_after_the_ca_was_replaced_stays_with_the_old_one(fi
 
 
 def test_every_ticket_is_kept_offered_once_and_counted(sessions, context, server):
-    mine = sessions.of(ENDPOINT, context)
+    mine = sessions.of(*PLACE, context)
     engine, kind = handshake(mine, server)
     assert kind == "full"
     mine.keep(engine)
@@ -190,7 +166,7 @@ def test_every_ticket_is_kept_offered_once_and_counted(sessions, context, server
 
 
 def test_what_the_server_does_not_know_any_more_is_rejected(sessions, context, server, files):
-    mine = sessions.of(ENDPOINT, context)
+    mine = sessions.of(*PLACE, context)
     mine.keep(handshake(mine, server)[0])
     pair = CertificatePair(str(files.server.certificate), str(files.server.key))
     _, kind = handshake(mine, ServerContext(ServerSettings((pair,), alpn=(b"http/1.1",))))
@@ -199,27 +175,25 @@ def test_what_the_server_does_not_know_any_more_is_rejected(sessions, context, s
 
 
 def test_expired_tickets_are_not_offered_and_are_counted(sessions, context, server, clock):
-    mine = sessions.of(ENDPOINT, context)
+    mine = sessions.of(*PLACE, context)
     mine.keep(handshake(mine, server)[0])
     clock.now += 86_401
     assert mine.take() is None
-    snapshot = Snapshot()
-    sessions.export(snapshot)
-    assert snapshot.values["tls_sessions"][(("event", "expired"),)] == 2
-    assert snapshot.values["tls_sessions"][(("event", "stored"),)] == 2
+    assert sessions.counts()["expired"] == 2
+    assert sessions.counts()["stored"] == 2
 
 
 # Topping up
 
 
 def test_a_pool_with_enough_fresh_tickets_lacks_none(sessions, context, server):
-    mine = sessions.of(ENDPOINT, context)
+    mine = sessions.of(*PLACE, context)
     mine.keep(handshake(mine, server)[0])
     assert not any(mine.lacks_tickets(2, float(now)) for now in range(1, 1000))
 
 
 def test_tickets_that_end_soon_are_replaced(sessions, context, server, clock):
-    mine = sessions.of(ENDPOINT, context)
+    mine = sessions.of(*PLACE, context)
     mine.keep(handshake(mine, server)[0])
     assert not mine.lacks_tickets(2, 1.0)
     clock.now += 86_400 - FRESH_S + 1
@@ -230,7 +204,7 @@ def test_tickets_that_end_soon_are_replaced(sessions, context, server, clock):
 
 
 def test_tickets_that_the_store_has_no_room_for_are_lacking(sessions, context, server):
-    mine = sessions.of(ENDPOINT, context)
+    mine = sessions.of(*PLACE, context)
     sessions.store.resize(2)
     for _ in range(3):
         client, peer = mine.new_engine(None), TLSEngine(server)
@@ -244,7 +218,7 @@ def test_tickets_that_the_store_has_no_room_for_are_lacking(sessions, context, s
 
 
 def test_a_ticket_that_was_refused_unread_is_offered_again(sessions, context, server):
-    mine = sessions.of(ENDPOINT, context)
+    mine = sessions.of(*PLACE, context)
     mine.keep(handshake(mine, server)[0])
     ticket = mine.take()
     mine.give_back(ticket)
@@ -257,13 +231,13 @@ def test_a_name_is_the_same_in_capitals(files, sessions, server):
         ClientContext(ClientSettings(server_name=name, ca=str(files.ca.certificate)))
         for name in ("localhost", "LOCALHOST")
     )
-    mine = sessions.of(ENDPOINT, lower)
+    mine = sessions.of(*PLACE, lower)
     mine.keep(handshake(mine, server)[0])
-    assert handshake(sessions.of(ENDPOINT, upper), server)[1] == "resumed"
+    assert handshake(sessions.of(*PLACE, upper), server)[1] == "resumed"
 
 
 def test_a_server_without_tickets_is_asked_less_and_less_often(sessions, context):
-    mine = sessions.of(ENDPOINT, context)
+    mine = sessions.of(*PLACE, context)
     dials = [now for now in range(1, 7200) if mine.lacks_tickets(2, float(now))]
     gaps = [b - a for a, b in pairwise(dials)]
     assert dials[0] == 1 + TOP_UP_S
@@ -272,30 +246,10 @@ def test_a_server_without_tickets_is_asked_less_and_less_often(sessions, context
 
 
 def test_no_warm_connections_need_no_tickets(sessions, context):
-    assert not any(sessions.of(ENDPOINT, context).lacks_tickets(0, float(now)) for now in range(1, 1000))
+    assert not any(sessions.of(*PLACE, context).lacks_tickets(0, float(now)) for now in range(1, 1000))
 
 
 # The store
-
-
-async def test_the_store_holds_a_restarts_tickets_of_all_workers(tmp_path):
-    config = parse_config(CONFIG.format(warm=20, path=tmp_path / "s.db", key="k" * 32))
-    opened = Sessions.open(config, 4, SimpleNamespace())
-    assert isinstance(opened.store, SQLiteStore)
-    assert opened.store._per_scope >= 4 * 20
-    opened.resize(parse_config(CONFIG.format(warm=50, path=tmp_path / "s.db", key="k" * 32)))
-    assert opened.store._per_scope >= 4 * 50
-    await opened.close()
-
-
-async def test_a_file_that_can_not_be_used_leaves_memory(tmp_path):
-    (tmp_path / "gone").mkdir()
-    config = parse_config(CONFIG.format(warm=2, path=tmp_path / "gone" / "s.db", key="k" * 32))
-    (tmp_path / "gone").rmdir()
-    said = []
-    opened = Sessions.open(config, 1, SimpleNamespace(error=lambda event, **fields: said.append(event)))
-    assert isinstance(opened.store, MemoryStore)
-    assert said == ["sessions_in_memory_only"]
 
 
 def opened_on(path, clock, workers=1):
@@ -304,7 +258,7 @@ def opened_on(path, clock, workers=1):
 
 async def test_a_successor_has_what_was_released(tmp_path, context, server, clock):
     old, new = (opened_on(tmp_path / "s.db", clock) for _ in range(2))
-    mine, its = old.of(ENDPOINT, context), new.of(ENDPOINT, context)
+    mine, its = old.of(*PLACE, context), new.of(*PLACE, context)
     mine.keep(handshake(mine, server)[0])
     await old.release()
     await new.prefetch([(its, 4)])
@@ -323,7 +277,7 @@ async def test_a_successor_has_what_was_released(tmp_path, context, server, cloc
 
 
 async def test_sessions_in_memory_are_nobody_elses(sessions, context, server):
-    mine = sessions.of(ENDPOINT, context)
+    mine = sessions.of(*PLACE, context)
     mine.keep(handshake(mine, server)[0])
     await sessions.release()
     sessions.reclaim()
@@ -332,7 +286,7 @@ async def test_sessions_in_memory_are_nobody_elses(sessions, context, server):
 
 async def test_workers_that_start_share_what_there_is(tmp_path, context, server, clock):
     before = opened_on(tmp_path / "s.db", clock)
-    mine = before.of(ENDPOINT, context)
+    mine = before.of(*PLACE, context)
     for _ in range(2):
         mine.keep(handshake(mine, server)[0])
     mine.keep(handshake(mine, server)[0])
@@ -341,7 +295,7 @@ async def test_workers_that_start_share_what_there_is(tmp_path, context, server,
     warm = held // 2
     workers = [opened_on(tmp_path / "s.db", clock, 2) for _ in range(2)]
     for worker in workers:
-        its = worker.of(ENDPOINT, context)
+        its = worker.of(*PLACE, context)
         await worker.prefetch([(its, warm)])
         assert its.held == warm
     for worker in workers:
@@ -353,11 +307,11 @@ async def test_sessions_of_before_are_there_before_the_first_dial(tmp_path, cont
         return Sessions(SQLiteStore(str(tmp_path / "s.db"), [b"k" * 32]), clock)
 
     first = reopened()
-    mine = first.of(ENDPOINT, context)
+    mine = first.of(*PLACE, context)
     mine.keep(handshake(mine, server)[0])
     await first.close()
     second = reopened()
-    mine = second.of(ENDPOINT, context)
+    mine = second.of(*PLACE, context)
     await second.prefetch([(mine, 4)])
     assert mine.held == 2
     assert handshake(mine, server)[1] == "resumed"

@@ -20,17 +20,16 @@ from pathlib import Path
 from typing import Final
 
 from loadtests.lab.certificates import KeyKind, issue, make_ca
+from loadtests.peers.nginx import Nginx
+from loadtests.peers.process import free_port
+from loadtests.peers.wiring import Unavailable
 from proxy.admin.ask import Admin, AdminError
-
-from .peers.nginx import Nginx
-from .peers.process import free_port
-from .peers.wiring import Unavailable
 
 KINDS: Final[tuple[KeyKind, ...]] = ("ecdsa", "rsa2048")
 CONNECTIONS: Final = 1000
 ROUNDS: Final = 5
 WAIT_S: Final = 30.0
-ROOT: Final = Path(__file__).resolve().parent.parent
+ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,6 @@
-"""The TLS sessions of one worker: where connections to endpoints take theirs from, and where their tickets go.
+"""The TLS sessions of one worker: where connections take theirs from, and where their tickets go.
+
+It owns which session a connection offers and what became of it; it never opens a socket and knows no configuration.
 
 Rules
 - Sessions are known by their scope: everything that the verification behind them depended on. A connection keeps the
@@ -18,23 +20,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from tlscache.engine import TLSEngine
-from tlscache.session import Scope
-from tlscache.session_file import StoreError
-from tlscache.sqlite_store import SQLiteStore
-from tlscache.store import PER_SCOPE, MemoryStore
+from .engine import TLSEngine
+from .session import Scope
+from .sqlite_store import SQLiteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Future
 
-    from proxy.config import Config
-    from proxy.observe.metrics import Snapshot
-    from routing.model import Endpoint
-    from tlscache.context import ClientContext
-    from tlscache.session import Session
+    from .context import ClientContext
+    from .session import Session
+    from .store import MemoryStore
 
 EVENTS: Final = ("stored", "resumed", "rejected", "expired", "early_accepted", "early_rejected")
 KEY_BYTES: Final = 32
@@ -71,21 +69,9 @@ def session_keys(text: str) -> list[bytes]:
     return keys
 
 
-def scope_of(endpoint: Endpoint, context: ClientContext) -> Scope:
-    """Within which sessions of connections to `endpoint` may be used, as `context` is now."""
-    host = endpoint.path or endpoint.host
-    return Scope(host, endpoint.port, context.host_name(server_name_of(endpoint)), context.scope_material)
-
-
-def per_scope_of(config: Config, workers: int) -> int:
-    """How many sessions of a scope are kept."""
-    warm = max(upstream.pool.warm for upstream in config.upstreams.values())
-    return max(PER_SCOPE, (warm + SPARE) * workers)
-
-
-def server_name_of(endpoint: Endpoint) -> str:
-    """The name that a connection is made to: a Unix socket has none of its own."""
-    return endpoint.host or "localhost"
+def scope_of(host: str, port: int, server_name: str, context: ClientContext) -> Scope:
+    """Within which sessions of connections to `host` (or a socket's path) may be used, as `context` is now."""
+    return Scope(host, port, context.host_name(server_name), context.scope_material)
 
 
 class Sessions:
@@ -102,29 +88,15 @@ class Sessions:
     def __repr__(self) -> str:
         return f"<Sessions {self.store} {self.events}>"
 
-    @classmethod
-    def open(cls, config: Config, workers: int, log: Any) -> Sessions:
-        """The store that the config asks for. Call it after forking. Where the file can't be used: a warning, and
-        memory.
+    def of(self, host: str, port: int, server_name: str, context: ClientContext) -> EndpointSessions:
+        """Those of connections to `host` (or a socket's path) that are made to `server_name`. Make it anew when the
+        context has loaded other files.
         """
-        per_scope = per_scope_of(config, workers)
-        section = config.sessions
-        if section is not None:
-            try:
-                keys = session_keys(section.key.value)
-                warn = _Warnings(log).write
-                return cls(SQLiteStore(str(section.path), keys, per_scope=per_scope, warn=warn), workers=workers)
-            except StoreError as error:
-                log.error("sessions_in_memory_only", reason=str(error))
-        return cls(MemoryStore(per_scope=per_scope))
+        return EndpointSessions(self, scope_of(host, port, server_name, context), server_name, context)
 
-    def resize(self, config: Config) -> None:
-        """Another config: its pools may be larger."""
-        self.store.resize(per_scope_of(config, self.workers))
-
-    def of(self, endpoint: Endpoint, context: ClientContext) -> EndpointSessions:
-        """Those of connections to an endpoint. Make it anew when the context has loaded other files."""
-        return EndpointSessions(self, endpoint, context)
+    def resize(self, per_scope: int) -> None:
+        """Keep up to so many sessions of a scope from now on."""
+        self.store.resize(per_scope)
 
     async def prefetch(self, wanted: Iterable[tuple[EndpointSessions, int]]) -> None:
         """Have so many sessions of each in memory before they are dialled, and `SPARE` ones where no other worker
@@ -153,29 +125,9 @@ class Sessions:
         """What became of sessions, by event."""
         return {**self.events, "expired": self.store.counters.expired}
 
-    def export(self, snapshot: Snapshot) -> None:
-        """The same as samples."""
-        for event, count in self.counts().items():
-            snapshot.add("tls_sessions", count, event=event)
-
     async def close(self) -> None:
         """Leave the file to other processes."""
         await asyncio.get_running_loop().run_in_executor(None, self.store.close)
-
-
-class _Warnings:
-    """The store's warnings come from its thread: the loop's thread writes them."""
-
-    def __init__(self, log: Any) -> None:
-        self._log = log
-        self._loop = asyncio.get_running_loop()
-
-    def write(self, text: str) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._write, text)
-
-    def _write(self, text: str) -> None:
-        self._log.warning("sessions", details=text)
 
 
 class EndpointSessions:
@@ -183,10 +135,10 @@ class EndpointSessions:
 
     __slots__ = ("_expiries", "_next_top_up", "_sessions", "_top_up_s", "context", "scope", "server_name")
 
-    def __init__(self, sessions: Sessions, endpoint: Endpoint, context: ClientContext) -> None:
+    def __init__(self, sessions: Sessions, scope: Scope, server_name: str, context: ClientContext) -> None:
         self.context = context
-        self.server_name = server_name_of(endpoint)
-        self.scope = scope_of(endpoint, context)
+        self.server_name = server_name
+        self.scope = scope
         self._sessions = sessions
         self._expiries: deque[float] = deque(maxlen=256)  # of the tickets that came and were not taken, oldest first
         self._next_top_up = 0.0

@@ -1,6 +1,6 @@
 """Simulations of many proxies: a fleet that loses a region, a storm that retries must not become, a spike of load.
 
-No proxy knows of the others. What keeps them from swinging together is in `routing.region`: headroom that follows
+No proxy knows of the others. What keeps them from swinging together is in `routing.state`: headroom that follows
 every single answer, and costs that follow slowly.
 """
 

@@ -15,7 +15,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from routing.balancer import Balancer, Change, DrainState, EndpointState, Outcome
-from routing.retry import Next, after_failure
+from routing.retry import (
+    GIVE_UP,
+    WAIT,
+    Next,
+    after_drain,
+    after_failure,
+    answer_loses,
+    hedgeable,
+    may_hedge_now,
+    must_pay,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,7 +175,7 @@ class Proxy:
         self.upstream = upstream
         self.records: list[Record] = []
         self.changes: list[tuple[float, Change]] = []
-        self.hedges = self.retries = self.requests = self.attempts = 0
+        self.hedges = self.requests = self.attempts = 0
         self.open: dict[Request, None] = {}  # in the order of their arrival, or no two runs would be the same
         self.hedge_after: float | None = None  # a fixed delay in place of the policy's
         self.work: Callable[[random.Random], float] | None = None  # what a request takes wherever it goes
@@ -270,16 +280,16 @@ class Attempt:
 
 
 class Request:
-    """One client request: what the proxy's Exchange does with the balancer."""
+    """One client request: what the proxy's Exchange does with the balancer and the rules of `routing.retry`."""
 
-    __slots__ = ("attempts", "done", "proxy", "retries", "safe", "start", "work")
+    __slots__ = ("attempts", "done", "hedgeable", "proxy", "safe", "start", "work")
 
     def __init__(self, proxy: Proxy, safe: bool) -> None:
         self.proxy = proxy
         self.safe = safe
+        self.hedgeable = hedgeable(may_replay=safe, switching=False, expect=False)
         self.start = proxy.clock.now
         self.attempts: list[Attempt] = []
-        self.retries = 0
         self.done = False
         self.work = proxy.work(proxy.rng) if proxy.work is not None else None
 
@@ -294,7 +304,7 @@ class Request:
         self.proxy.open[self] = None
         self._try(endpoint)
         delay = self.proxy.hedge_after
-        if delay is None and self.safe:
+        if delay is None and self.hedgeable:
             delay = balancer.hedge_delay(now, endpoint)
         if delay is not None:
             self.proxy.clock.after(delay, self._hedge)
@@ -304,12 +314,24 @@ class Request:
         self.attempts.append(attempt)
         attempt.send()
 
-    def _hedge(self, rescue: bool = False) -> None:
-        if self.done or not any(attempt.open for attempt in self.attempts):
+    def _tries_open(self) -> int:
+        return sum(attempt.open for attempt in self.attempts)
+
+    def _elsewhere(self, warm_only: bool) -> EndpointState | None:
+        """Where a further try may go."""
+        tried = [attempt.endpoint for attempt in self.attempts]
+        return self.proxy.balancer.pick_alternate(self.proxy.clock.now, tried, warm_only)
+
+    def _pays(self, verdict: Next, endpoint: EndpointState) -> bool:
+        region, balancer = endpoint.region, self.proxy.balancer
+        return not must_pay(verdict, region.weight, region.headroom) or balancer.take_retry(self.proxy.clock.now)
+
+    def _hedge(self) -> None:
+        if self.done or not may_hedge_now(complete=True, body_kept=True, tries_open=self._tries_open()):
             return
         balancer, now = self.proxy.balancer, self.proxy.clock.now
-        endpoint = balancer.pick_alternate(now, [attempt.endpoint for attempt in self.attempts], warm_only=not rescue)
-        if endpoint is None or not (balancer.take_retry(now) if rescue else balancer.take_hedge(now)):
+        endpoint = self._elsewhere(True)
+        if endpoint is None or not balancer.take_hedge(now):
             return
         self.proxy.hedges += 1
         self._try(endpoint)
@@ -319,17 +341,27 @@ class Request:
                 self.proxy.clock.at(max(now, self.start + further), self._hedge)
 
     def rescue(self, region: str) -> None:
-        """A region was drained: what waits for it alone is sent elsewhere now; that is a retry, for the first try
-        has failed.
-        """
-        if self.safe and all(attempt.endpoint.region.name == region for attempt in self.attempts if attempt.open):
-            self._hedge(rescue=True)
+        """A region was drained: what waits for it alone goes elsewhere now."""
+        verdict = after_drain(
+            self.proxy.upstream.retry,
+            elsewhere=any(attempt.endpoint.region.name != region for attempt in self.attempts if attempt.open),
+            sent=True,  # over a warm connection
+            complete=True,
+            body_kept=True,
+            hedgeable=self.hedgeable,
+        )
+        if verdict is WAIT or not self._tries_open():
+            return
+        endpoint = self._elsewhere(False)
+        if endpoint is not None and endpoint.region.name != region and self._pays(verdict, endpoint):
+            self.proxy.hedges += 1
+            self._try(endpoint)
 
     def attempt_answered(self, attempt: Attempt, status: int) -> None:
         """The first acceptable answer wins."""
         if self.done:
             return
-        if status in {502, 503, 504}:
+        if answer_loses(status):
             self.attempt_failed(Outcome.ERROR_STATUS, status)
             return
         self._finish(status, attempt.endpoint.region.name, self.proxy.clock.now - attempt.start)
@@ -338,26 +370,21 @@ class Request:
         """Retry, wait for the other attempt, or give up."""
         if self.done:
             return
-        proxy, now = self.proxy, self.proxy.clock.now
         verdict = after_failure(
-            proxy.upstream.retry,
-            retries_made=self.retries,
-            unprocessed=outcome is Outcome.CONNECT_FAILED,
-            may_replay=self.safe,
+            self.proxy.upstream.retry,
+            tries=len(self.attempts),
+            others_open=self._tries_open() > 0,
+            wanted=True,
             body_kept=True,
-            others_open=any(attempt.open for attempt in self.attempts),
+            may_replay=self.safe,
+            processed=outcome is not Outcome.CONNECT_FAILED,
         )
-        if verdict is Next.WAIT:
+        if verdict is WAIT:
             return
-        if verdict is Next.RETRY and proxy.balancer.take_retry(now):
-            endpoint = proxy.balancer.pick_alternate(
-                now, [attempt.endpoint for attempt in self.attempts], warm_only=False
-            )
-            if endpoint is not None:
-                self.retries += 1
-                proxy.retries += 1
-                self._try(endpoint)
-                return
+        endpoint = self._elsewhere(False) if verdict is not GIVE_UP else None
+        if endpoint is not None and self._pays(verdict, endpoint):
+            self._try(endpoint)
+            return
         self._finish(status, "")
 
     def _finish(self, status: int, region: str, winner: float = 0.0) -> None:
