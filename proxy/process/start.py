@@ -29,6 +29,7 @@ from proxy.config import source
 from proxy.config.faults import ConfigError
 
 from . import inheritance
+from .signals import STARTING
 
 if TYPE_CHECKING:
     import socket
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from .forkserver import ForkServer
 
 EXIT_FAILED: Final = 1
-STARTING: Final = (signal.SIGHUP, signal.SIGUSR2)
-"""What may be sent to a program that is not up yet, and must not end it."""
 STANDARD: Final = frozenset((0, 1, 2))
 NOT_IMPORTED: Final = ("rich",)
 """Optional parts of others' packages that take a tenth of a second, and that a proxy has no use for."""
