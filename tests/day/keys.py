@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .client import Answer, ClosedWhileIdle, H1Client, fetch
+from .origin import Origin
+from .serving import Seen
 from .town import Edit, Town
 
-Seen = Callable[[Town], Awaitable[bool]]
+Look = Callable[[Town], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Row:
 
     key: str
     value: Any
-    seen: Seen | None = None
+    seen: Look | None = None
     path: str = ""
     first: tuple[Edit, ...] = ()
     stage: str = "web"
@@ -80,12 +82,17 @@ async def cut(town: Town, path: str, listener: str = "web") -> bool:
         return True
 
 
+def marked(town: Town, name: str) -> list[Seen]:
+    """The tries of a request that carries that mark, at whatever origin."""
+    return [one for origin in town.origins if isinstance(origin, Origin) for one in origin.marked(name)]
+
+
 async def tries(town: Town, path: str, method: str = "GET", *, listener: str = "web", **fields: str) -> int:
     """How many tries of one request reach origins."""
     name = mark()
     await ask(town, path, method, listener=listener, x_day=name, **fields)
     await asyncio.sleep(0.02)  # a try that lost may still be on its way
-    return sum(len(origin.marked(name)) for origin in town.origins if hasattr(origin, "marked"))
+    return len(marked(town, name))
 
 
 async def spilled(town: Town, count: int = 6) -> bool:
@@ -110,7 +117,7 @@ async def raw(town: Town, listener: str, data: bytes, wait_s: float = 5.0) -> by
     return got
 
 
-def answered(status: int, **request: Any) -> Seen:
+def answered(status: int, **request: Any) -> Look:
     """Seen where a request gets that status."""
 
     async def seen(town: Town) -> bool:
@@ -119,7 +126,7 @@ def answered(status: int, **request: Any) -> Seen:
     return seen
 
 
-def from_origin(name: str, **request: Any) -> Seen:
+def from_origin(name: str, **request: Any) -> Look:
     """Seen where a request is answered by that origin."""
 
     async def seen(town: Town) -> bool:
@@ -129,7 +136,7 @@ def from_origin(name: str, **request: Any) -> Seen:
     return seen
 
 
-def tried(count: int, **request: Any) -> Seen:
+def tried(count: int, **request: Any) -> Look:
     """Seen where a request reaches origins so often."""
 
     async def seen(town: Town) -> bool:
@@ -138,7 +145,7 @@ def tried(count: int, **request: Any) -> Seen:
     return seen
 
 
-def is_cut(path: str, listener: str = "web") -> Seen:
+def is_cut(path: str, listener: str = "web") -> Look:
     """Seen where the answer is cut."""
 
     async def seen(town: Town) -> bool:
@@ -147,7 +154,7 @@ def is_cut(path: str, listener: str = "web") -> Seen:
     return seen
 
 
-def within(seconds: float, **request: Any) -> Seen:
+def within(seconds: float, **request: Any) -> Look:
     """Seen where a request fails, and sooner than that (which is far from what it takes otherwise)."""
 
     async def seen(town: Town) -> bool:
@@ -159,7 +166,7 @@ def within(seconds: float, **request: Any) -> Seen:
     return seen
 
 
-def share(origin: str, least: int, of: int = 60) -> Seen:
+def share(origin: str, least: int, of: int = 60) -> Look:
     """Seen where this many of the next requests are answered by that origin."""
 
     async def seen(town: Town) -> bool:

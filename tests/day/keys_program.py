@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from .client import ClosedWhileIdle, H1Client, fetch
-from .keys import Row, answered, ask, from_origin, mark, raw
+from .keys import Row, answered, ask, from_origin, mark, marked, raw
 from .town import Town
 
 WIDE = {f"x-field-{number}": "1" for number in range(30)}
@@ -35,13 +35,13 @@ async def _takes_proxy_header(town: Town) -> bool:
     head = b"PROXY TCP4 192.0.2.7 192.0.2.8 1000 80\r\n"
     request = f"GET /look HTTP/1.1\r\nhost: t\r\nconnection: close\r\nx-day: {name}\r\n\r\n".encode()
     await raw(town, "side", head + request)
-    return any("192.0.2.7" in one.headers.get("x-forwarded-for", "") for one in town.near.marked(name))
+    return any("192.0.2.7" in one.headers.get("x-forwarded-for", "") for one in marked(town, name))
 
 
 async def _mistrusts(town: Town) -> bool:
     name = mark()
     await ask(town, listener="side", x_day=name, x_forwarded_for="192.0.2.9")
-    return "192.0.2.9" not in town.near.marked(name)[-1].headers.get("x-forwarded-for", "")
+    return "192.0.2.9" not in marked(town, name)[-1].headers.get("x-forwarded-for", "")
 
 
 async def _refuses_some(town: Town) -> bool:
@@ -95,7 +95,7 @@ async def _knows_name(town: Town) -> bool:
 async def _names_itself(town: Town) -> bool:
     name = mark()
     await ask(town, x_day=name)
-    return any("town-7" in one.headers.get("cdn-loop", "") for one in town.near.marked(name))
+    return any("town-7" in one.headers.get("cdn-loop", "") for one in marked(town, name))
 
 
 async def _asks_for_token(town: Town) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from .keys import Row, answered, ask, from_origin, is_cut, mark, raw, share, spilled, tried, within
+from .keys import Row, answered, ask, from_origin, is_cut, mark, marked, raw, share, spilled, tried, within
 from .program import until
 from .streams import Socket
 from .town import Edit, Town, set_at
@@ -21,7 +21,7 @@ def app(key: str, value: object) -> Edit:
 async def _version_2(town: Town) -> bool:
     name = mark()
     await ask(town, x_day=name)
-    return any(one.version == "2" for origin in (town.near, town.mid, town.far) for one in origin.marked(name))
+    return any(one.version == "2" for one in marked(town, name))
 
 
 async def _one_for_a_user(town: Town) -> bool:
@@ -84,7 +84,7 @@ def _hedged_soon(listener: str) -> object:
     async def seen(town: Town) -> bool:
         name = mark()
         await ask(town, "/slow/0.2", listener=listener, x_day=name)
-        times = sorted(one.at for origin in (town.near, town.mid, town.far) for one in origin.marked(name))
+        times = sorted(one.at for one in marked(town, name))
         return len(times) > 1 and times[1] - times[0] < 0.1
 
     return seen
@@ -167,7 +167,7 @@ async def _connects(town: Town) -> bool:
     name = mark()
     head = f"CONNECT town.test:80 HTTP/1.1\r\nhost: town.test:80\r\nx-day: {name}\r\n\r\n".encode()
     await raw(town, "routes", head, 0.5)
-    return any(one.method == "CONNECT" for one in town.near.marked(name))
+    return any(one.method == "CONNECT" for one in marked(town, name))
 
 
 WEIGHTED = app("routing.policy", "weighted")
@@ -199,9 +199,9 @@ UPSTREAM = [
         path="upstreams.void.timeouts.connect",
         first=VOID,
     ),
-    Row("upstreams.*.timeouts.response", "200ms", answered(504, path="/slow/1", method="POST")),
-    Row("upstreams.*.timeouts.idle", "200ms", is_cut("/pause/1")),
-    Row("upstreams.*.timeouts.total", "300ms", is_cut("/drip/10/0.1")),
+    Row("upstreams.*.timeouts.response", "600ms", answered(504, path="/slow/1", method="POST")),
+    Row("upstreams.*.timeouts.idle", "600ms", is_cut("/pause/1")),
+    Row("upstreams.*.timeouts.total", "700ms", is_cut("/drip/10/0.1")),
     Row("upstreams.*.pool.warm", 6, _warm, first=(app("timeouts.idle", "1s"),)),
     Row("upstreams.*.pool.max_connections", 2, _few_at_once, path="upstreams.spare.pool.max_connections"),
     Row("upstreams.*.pool.max_age", "1s", _renewed),

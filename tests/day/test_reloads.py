@@ -91,7 +91,7 @@ async def test_nothing_of_a_faulty_file_sticks(tmp_path: Path, workers: int) -> 
                 await town.program.reload(file)
             assert refused.value.status == 422, name
             assert refused.value.content["faults"], name
-            assert await town.leads("near", 20), f"{name}: its regions are in use"
+            await until(lambda: town.leads("near", 20), f"{name}: its regions are not in use")
             names = [one["name"] for one in (await town.program.status())["listeners"]]
             assert names == ["web"], f"{name}: its listeners are open"
             wide = {f"x_field_{number}": "1" for number in range(20)}
