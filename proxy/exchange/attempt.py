@@ -148,7 +148,7 @@ class Attempt(Waiter):
         self.target = target
         self.number = number
         self.hedge = hedge
-        self.record = TryRecord(target, target.pool.log_target, now)
+        self.record = TryRecord(target, owner.upstream.pool_at[target].log_target, now)
         self.state = WAITING
         self.waiting = True  # as the state: it is what pools read
         self.upgrade = owner.switching and len(owner.head.upgrade) > 0  # not every connection takes one
@@ -243,9 +243,10 @@ class Attempt(Waiter):
         self.stream = self.connection = None
         self.state = WAITING
         self.waiting = True
-        self.target.pool.carried_in_vain += 1
+        pool = owner.upstream.pool_at[self.target]
+        pool.carried_in_vain += 1
         owner.on_moved(self)  # within the time for a connection that began with the first handshake
-        self.target.pool.acquire(self)
+        pool.acquire(self)
 
     def _move(self) -> None:
         """The orderly end of its connection left it out: the same attempt goes over another one."""
@@ -257,7 +258,7 @@ class Attempt(Waiter):
         self.waiting = True
         self.record.started = owner.turn.now
         owner.on_moved(self)
-        self.target.pool.acquire(self)
+        owner.upstream.pool_at[self.target].acquire(self)
 
     def on_drained(self, now: float) -> None:
         """Its region takes no more."""
@@ -353,7 +354,7 @@ class Attempt(Waiter):
         self.state = ENDED
         if self.waiting:
             self.waiting = False
-            self.target.pool.forget(self)
+            self.owner.upstream.pool_at[self.target].forget(self)
         stream, self.stream = self.stream, None
         if stream is not None:
             stream.reset(None)
