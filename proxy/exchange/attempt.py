@@ -148,7 +148,7 @@ class Attempt(Waiter):
         self.target = target
         self.number = number
         self.hedge = hedge
-        self.record = TryRecord(target, owner.upstream.pool_at[target].log_target, now)
+        self.record = TryRecord(target, now)
         self.state = WAITING
         self.waiting = True  # as the state: it is what pools read
         self.upgrade = owner.switching and len(owner.head.upgrade) > 0  # not every connection takes one
@@ -173,6 +173,7 @@ class Attempt(Waiter):
         stream = self.stream = connection.open(self)
         self.state = SENT
         self.touched = True
+        self.record.log_target = self.owner.upstream.pool_at[self.target].log_target
         owner = self.owner
         head = owner.head if self.number == 1 else zero_rtt.numbered(owner.head, self.number)
         body = owner.body
@@ -223,6 +224,7 @@ class Attempt(Waiter):
         self.stream = stream
         self.state = EARLY
         self.touched = self.sent_early = True
+        self.record.log_target = self.owner.upstream.pool_at[self.target].log_target
         self.owner.on_sent(self, connection)
 
     def on_early_accepted(self) -> None:

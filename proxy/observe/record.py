@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 class TryRecord:
     """One try at one endpoint. Times are the event loop's, in seconds; `seconds`: what the dial took that it waited for
-    (dns, tcp, tls); `log_target`: where it went, as it stands in each line of the log.
+    (dns, tcp, tls); `log_target`: where it went, as it stands in each line of the log (b"": it had no connection).
     """
 
     __slots__ = ("connected_at", "error", "log_target", "seconds", "started", "target")
 
-    def __init__(self, target: EndpointState, log_target: bytes, started: float) -> None:
+    def __init__(self, target: EndpointState, started: float) -> None:
         self.target = target
-        self.log_target = log_target
+        self.log_target = b""
         self.started = started
         self.connected_at = 0.0  # 0.0: it never had a connection
         self.seconds = (0.0, 0.0, 0.0)

@@ -202,11 +202,6 @@ class UpstreamRuntime:
         """Those of the endpoints that there are."""
         return [self.pool_at[target] for target in self.balancer.endpoints]
 
-    def pool_of(self, target: EndpointState) -> Pool:
-        """The pool of an endpoint's connections."""
-        pool: Pool = self.pool_at[target]
-        return pool
-
     def socket_pool(self, target: EndpointState, *, passthrough: bool) -> SocketPool:
         """The L4 links to an endpoint. Raises ProxyError where a reload took it away."""
         pool = self.open_socket_pools(passthrough=passthrough).get(target)

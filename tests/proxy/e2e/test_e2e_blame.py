@@ -171,7 +171,7 @@ async def test_a_full_pool(start: Start, origin: Origin, own_origin: Origin) -> 
     """Elsewhere there may be room: POSTs go there too, for nothing was sent."""
     proxy = await start(regions(origin.port, own_origin.port))
     target = region(proxy, "near").endpoints[0]
-    pool = proxy.upstream.pool_of(target)
+    pool = proxy.upstream.pool_at[target]
     full = ProxyError(Kind.POOL_FULL, "4096 requests wait", unprocessed=True)
     proxy.upstream.pool_at[target] = FakePool(pool, full)
     client = await proxy.connect()
@@ -214,7 +214,7 @@ async def test_no_socket_for_one_more_connection(
 
     origin.answer = held
     proxy = await start(regions(origin.port, own_origin.port, max_connections=2))
-    pool = proxy.upstream.pool_of(region(proxy, "near").endpoints[0])
+    pool = proxy.upstream.pool_at[region(proxy, "near").endpoints[0]]
 
     def fail(*_: Any) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -53,7 +53,7 @@ async def waits_for_a_connection(
     await origin.request()
     client = await proxy.connect()
     await client.send(asked)
-    pool = proxy.upstream.pool_of(region(proxy, "near").endpoints[0])
+    pool = proxy.upstream.pool_at[region(proxy, "near").endpoints[0]]
     await wait_for(lambda: any(attempt.waiting for attempt in pool.waiters))
     return proxy, client, held
 
@@ -120,7 +120,7 @@ async def test_a_reload_that_closes_the_pool_where_it_waits(
     await origin.request()
     client = await proxy.connect()
     await client.send(request(method, extra=b"content-length: 1\r\n", body=b"x"))
-    pool = proxy.upstream.pool_of(region(proxy, "near").endpoints[0])
+    pool = proxy.upstream.pool_at[region(proxy, "near").endpoints[0]]
     await wait_for(lambda: any(attempt.waiting for attempt in pool.waiters))
     proxy.upstream.balancer.drain("near", monotonic(), None)
     waiting = next(attempt for attempt in pool.waiters if attempt.waiting)

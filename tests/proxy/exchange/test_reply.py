@@ -69,7 +69,7 @@ def reply(found: RequestRecord, error: ProxyError, retry_after: float = 0.0) -> 
 
 def attempt(region: str, endpoint: str, error: ProxyError | None) -> TryRecord:
     target: Any = SimpleNamespace(region=SimpleNamespace(name=region), endpoint=endpoint)
-    found = TryRecord(target, b"", 0.0)
+    found = TryRecord(target, 0.0)
     found.error = error
     return found
 

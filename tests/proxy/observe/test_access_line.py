@@ -44,7 +44,8 @@ def finished(head: RequestHead, hop: Hop, *, ids: tuple[bytes, bytes], path: byt
     record.first_byte_at = 1.25
     record.status, record.bytes_in, record.bytes_out = 200, 1, 2
     record.upstream = "app"
-    record.winner = TryRecord(target, b'"upstream":"app","region":"r \\"1\\"","endpoint":"10.0.0.1:80"', 1.0)
+    record.winner = TryRecord(target, 1.0)
+    record.winner.log_target = b'"upstream":"app","region":"r \\"1\\"","endpoint":"10.0.0.1:80"'
     record.winner.connected_at = 1.0
     record.tries = [record.winner]
     return record
