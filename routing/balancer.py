@@ -255,7 +255,7 @@ class Balancer(Ledger):
     def carry_over(self, old: Balancer, now: float) -> None:
         """Keep what was learnt of regions and endpoints that a reload did not change.
 
-        Endpoints that stay keep their very `EndpointState` (with requests in flight and the owner's `pool`):
+        Endpoints that stay keep their very `EndpointState` (with requests in flight):
         attempts that began under the old balancer may be finished with either.
         """
         learnt = {region.name: region for region in old.regions}

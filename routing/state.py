@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from .drain import DrainState, RegionHealth
 from .latency import PeakEwma, RttFloor, SlidingCounts
@@ -275,7 +275,7 @@ class EndpointState:
     """One endpoint.
 
     The owner sets `ready` (warm connections that could take a request at once; for a second attempt on the same
-    endpoint: connections other than the first one's) and may keep what it likes in `pool`.
+    endpoint: connections other than the first one's).
     """
 
     __slots__ = (
@@ -289,7 +289,6 @@ class EndpointState:
         "last_good",
         "not_before",
         "outlier",
-        "pool",
         "probe_at",
         "ready",
         "region",
@@ -305,7 +304,6 @@ class EndpointState:
         self.in_flight = 0
         self.held = 0  # of them, answered and still open
         self.ready = 0
-        self.pool: Any = None
         self.floor = RttFloor()
         self.service = PeakEwma()
         self.outlier = Outlier()

@@ -180,10 +180,11 @@ class Proxy:
         self.hedge_after: float | None = None  # a fixed delay in place of the policy's
         self.work: Callable[[random.Random], float] | None = None  # what a request takes wherever it goes
         self._unacknowledged: dict[EndpointState, float] = {}
+        self.sites: dict[EndpointState, Site] = {}
         for endpoint in self.balancer.endpoints:
-            endpoint.pool = sites[endpoint.region.name][endpoint.index]
+            site = self.sites[endpoint] = sites[endpoint.region.name][endpoint.index]
             endpoint.ready = 16
-            self.balancer.observe_rtt(endpoint, clock.now, endpoint.pool.rtt)
+            self.balancer.observe_rtt(endpoint, clock.now, site.rtt)
         clock.after(self.rng.random() * 0.1, self._tick)
         clock.after(self.rng.random(), self._measure)
 
@@ -217,7 +218,7 @@ class Proxy:
 
     def _watch(self, endpoint: EndpointState, now: float) -> None:
         """What TCP_INFO would say of unacknowledged bytes."""
-        site: Site = endpoint.pool
+        site = self.sites[endpoint]
         endpoint.ready = 0 if site.refuse else 16
         if not site.dark or not endpoint.in_flight:
             self._unacknowledged.pop(endpoint, None)
@@ -228,13 +229,13 @@ class Proxy:
     def _measure(self) -> None:
         """Keepalive probes and the round trips they give."""
         for endpoint in self.balancer.endpoints:
-            site: Site = endpoint.pool
+            site = self.sites[endpoint]
             if not site.dark and not site.refuse:
                 self.balancer.observe_rtt(endpoint, self.clock.now, site.rtt + site.rng.expovariate(2000))
         self.clock.after(1.0, self._measure)
 
     def _probe(self, endpoint: EndpointState) -> None:
-        site: Site = endpoint.pool
+        site = self.sites[endpoint]
         good = not (site.dark or site.hang or site.reset or site.refuse or site.status != 200)
         seconds = site.rtt if good or not site.dark else PROBE_TIMEOUT_S
         self.clock.after(seconds, self._probed, endpoint, good, seconds)
@@ -259,7 +260,7 @@ class Attempt:
         proxy = self.request.proxy
         proxy.attempts += 1
         proxy.balancer.begin(self.endpoint, self.start)
-        self.endpoint.pool.send(self._answered, self._failed, self.request.work)
+        proxy.sites[self.endpoint].send(self._answered, self._failed, self.request.work)
         proxy.clock.after(proxy.upstream.timeouts.response, self._failed, Outcome.TIMEOUT)
 
     def close(self, outcome: Outcome, status: int = 0, winner: float = 0.0) -> None:

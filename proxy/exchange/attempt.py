@@ -173,7 +173,7 @@ class Attempt(Waiter):
         stream = self.stream = connection.open(self)
         self.state = SENT
         self.touched = True
-        self.record.log_target = self.target.pool.log_target
+        self.record.log_target = self.owner.upstream.pool_at[self.target].log_target
         owner = self.owner
         head = owner.head if self.number == 1 else zero_rtt.numbered(owner.head, self.number)
         body = owner.body
@@ -224,7 +224,7 @@ class Attempt(Waiter):
         self.stream = stream
         self.state = EARLY
         self.touched = self.sent_early = True
-        self.record.log_target = self.target.pool.log_target
+        self.record.log_target = self.owner.upstream.pool_at[self.target].log_target
         self.owner.on_sent(self, connection)
 
     def on_early_accepted(self) -> None:
@@ -245,9 +245,10 @@ class Attempt(Waiter):
         self.stream = self.connection = None
         self.state = WAITING
         self.waiting = True
-        self.target.pool.carried_in_vain += 1
+        pool = owner.upstream.pool_at[self.target]
+        pool.carried_in_vain += 1
         owner.on_moved(self)  # within the time for a connection that began with the first handshake
-        self.target.pool.acquire(self)
+        pool.acquire(self)
 
     def _move(self) -> None:
         """The orderly end of its connection left it out: the same attempt goes over another one."""
@@ -259,7 +260,7 @@ class Attempt(Waiter):
         self.waiting = True
         self.record.started = owner.turn.now
         owner.on_moved(self)
-        self.target.pool.acquire(self)
+        owner.upstream.pool_at[self.target].acquire(self)
 
     def on_drained(self, now: float) -> None:
         """Its region takes no more."""
@@ -355,7 +356,7 @@ class Attempt(Waiter):
         self.state = ENDED
         if self.waiting:
             self.waiting = False
-            self.target.pool.forget(self)
+            self.owner.upstream.pool_at[self.target].forget(self)
         stream, self.stream = self.stream, None
         if stream is not None:
             stream.reset(None)

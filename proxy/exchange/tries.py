@@ -40,7 +40,7 @@ def start(request: Request, target: EndpointState, hedge: bool, now: float, move
     request.attempts.append(attempt)
     tries.append(attempt.record)
     request.upstream.balancer.begin(target, now)
-    target.pool.acquire(attempt)
+    request.upstream.pool_at[target].acquire(attempt)
     if request.state is not DONE:
         arm(request, now)
 

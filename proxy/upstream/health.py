@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.errors import Kind, ProxyError
 from proxy.http import grpc
@@ -53,12 +53,10 @@ class Pools(Protocol):
 
     reach: Reach
     context: PoolContext
+    pool_at: dict[EndpointState, Any]
 
     def every_pool(self) -> Iterator[Pool]:
         """Those in use, and those whose last requests go on."""
-
-    def pool_of(self, target: EndpointState) -> Pool:
-        """The pool of an endpoint's connections."""
 
     def socket_pool(self, target: EndpointState, *, passthrough: bool) -> SocketPool:
         """The L4 links to an endpoint. Raises ProxyError where a reload took it away."""
@@ -155,7 +153,8 @@ class Health:
     async def _dial(self, target: EndpointState, links: bool) -> float | None:
         """Open a connection and keep it warm. Returns one round trip of it, in seconds; None where there is no room."""
         if not links:
-            return await self._upstream.pool_of(target).probe()
+            pool: Pool = self._upstream.pool_at[target]
+            return await pool.probe()
         future: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
         self._upstream.socket_pool(target, passthrough=False).probe(future)
         return await future
@@ -213,7 +212,7 @@ class Health:
         return await check.done == 200 and (b"grpc-status", b"0") in check.trailers and grpc.is_serving(check.body)
 
     async def _send(self, target: EndpointState, head: RequestHead, body: bytes) -> Check:
-        pool = self._upstream.pool_of(target)
+        pool: Pool = self._upstream.pool_at[target]
         connection = self._checks.get(target)
         if connection is None or connection.transport is None or not connection.can_open:
             if connection is not None:

@@ -81,7 +81,7 @@ class UpstreamRuntime:
         self.counters = UpstreamCounters(region.name for region in model.regions)
         self.session_key = model.session_key
         self.scheme = self.reach.scheme
-        self.pools: list[Pool] = []
+        self.pool_at: dict[EndpointState, Any] = {}  # a Pool each, until it is over; Any: tests put others there
         self._counted: dict[tuple[str, Endpoint, str], PoolCounters] = {}  # by region, endpoint, and what for
         self._departed: dict[str, PoolCounters] = {}  # by region: of endpoints that went
         self._links: dict[bool, dict[EndpointState, SocketPool]] = {}
@@ -122,25 +122,23 @@ class UpstreamRuntime:
 
     def _link(self, settings: PoolSettings, *, replace_all: bool) -> None:
         """Give every endpoint its pool, and let go of those that nobody asks for any more."""
-        before = self.pools
-        self.pools = []
+        before = self.pool_at.copy()
         for target in self.balancer.endpoints:
-            pool = target.pool
+            pool = before.get(target)
             if pool is None or replace_all:
-                target.pool = fresh = Pool(
+                self.pool_at[target] = fresh = Pool(
                     self.context, target, settings, self.reach, self._counters_of(target, "http")
                 )
                 if self._started:
                     fresh.start()
             else:
                 pool.adopt(settings, self.reach)
-            self.pools.append(target.pool)
-        for old in before:
-            if old not in self.pools:
+        for target, old in before.items():
+            if (target.departed or self.pool_at[target] is not old) and not old.closed:
                 old.close()
                 self._leaving.append(old)
-                successor = old.target.pool
-                old.hand_over(successor if successor is not old else None, replaced(old.target.endpoint))
+                successor = None if target.departed else self.pool_at[target]
+                old.hand_over(successor, replaced(target.endpoint))
         for passthrough, links in self._links.items():
             self._relink(links, passthrough, settings, replace_all=replace_all and not passthrough)
 
@@ -172,6 +170,8 @@ class UpstreamRuntime:
     def _forget_ended(self) -> None:
         """What closed pools carried is over: those of endpoints that are gone count for their region from now on."""
         self._leaving = [pool for pool in self._leaving if not pool.over]
+        for target in [one for one, pool in self.pool_at.items() if one.departed and pool.over]:
+            del self.pool_at[target]
         counting = [pool.counters for pool in self.every_pool()]
         counting += [pool.counters for pool in self.every_socket_pool()]
         for key, counters in list(self._counted.items()):
@@ -197,11 +197,10 @@ class UpstreamRuntime:
             }
         return links
 
-    @staticmethod
-    def pool_of(target: EndpointState) -> Pool:
-        """The pool of an endpoint's connections."""
-        pool: Pool = target.pool
-        return pool
+    @property
+    def pools(self) -> list[Pool]:
+        """Those of the endpoints that there are."""
+        return [self.pool_at[target] for target in self.balancer.endpoints]
 
     def socket_pool(self, target: EndpointState, *, passthrough: bool) -> SocketPool:
         """The L4 links to an endpoint. Raises ProxyError where a reload took it away."""

@@ -506,13 +506,12 @@ def test_a_reload_keeps_what_was_learnt_and_what_is_in_flight() -> None:
     world.lose("us", 7)
     old = world.balancer
     kept = world.endpoint("us", 0)
-    kept.pool = "a pool"
     old.begin(kept, world.now)
     regions = (region("us", 3), region("ap"))
     world.balancer = Balancer(Upstream("api", regions, drain=Drain(hold=20.0)), random.Random(2), world.now)
     world.balancer.carry_over(old, world.now)
     assert world.endpoint("us", 0) is kept
-    assert (kept.pool, kept.region.in_flight, kept.region.state) == ("a pool", 1, DrainState.DRAINED)
+    assert (kept.region.in_flight, kept.region.state) == (1, DrainState.DRAINED)
     assert kept.region.health.settings.hold == 20.0
     assert kept.region.p95 > 0
     old.finish(kept, world.now, Outcome.OK, 0.061)

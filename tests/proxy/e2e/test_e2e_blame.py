@@ -153,8 +153,12 @@ async def test_an_early_answer_to_a_slow_upload(start: Start, origin: Origin, ow
 class FakePool:
     """A pool that has no connection, for this reason."""
 
-    def __init__(self, error: ProxyError) -> None:
+    def __init__(self, pool: Any, error: ProxyError) -> None:
+        self.pool = pool
         self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pool, name)
 
     def acquire(self, attempt: Any) -> None:
         attempt.on_no_connection(self.error)
@@ -167,11 +171,13 @@ async def test_a_full_pool(start: Start, origin: Origin, own_origin: Origin) -> 
     """Elsewhere there may be room: POSTs go there too, for nothing was sent."""
     proxy = await start(regions(origin.port, own_origin.port))
     target = region(proxy, "near").endpoints[0]
-    pool, target.pool = target.pool, FakePool(ProxyError(Kind.POOL_FULL, "4096 requests wait", unprocessed=True))
+    pool = proxy.upstream.pool_at[target]
+    full = ProxyError(Kind.POOL_FULL, "4096 requests wait", unprocessed=True)
+    proxy.upstream.pool_at[target] = FakePool(pool, full)
     client = await proxy.connect()
     for _ in range(8):
         assert (await client.ask(request(b"POST", extra=b"content-length: 0\r\n"))).status == 200
-    target.pool = pool
+    proxy.upstream.pool_at[target] = pool
     assert blamed(proxy) == 0
     assert len(own_origin.requests) == 8
     assert origin.requests == []
@@ -208,7 +214,7 @@ async def test_no_socket_for_one_more_connection(
 
     origin.answer = held
     proxy = await start(regions(origin.port, own_origin.port, max_connections=2))
-    pool = region(proxy, "near").endpoints[0].pool
+    pool = proxy.upstream.pool_at[region(proxy, "near").endpoints[0]]
 
     def fail(*_: Any) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

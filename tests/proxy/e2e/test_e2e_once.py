@@ -53,7 +53,7 @@ async def waits_for_a_connection(
     await origin.request()
     client = await proxy.connect()
     await client.send(asked)
-    pool = region(proxy, "near").endpoints[0].pool
+    pool = proxy.upstream.pool_at[region(proxy, "near").endpoints[0]]
     await wait_for(lambda: any(attempt.waiting for attempt in pool.waiters))
     return proxy, client, held
 
@@ -120,7 +120,7 @@ async def test_a_reload_that_closes_the_pool_where_it_waits(
     await origin.request()
     client = await proxy.connect()
     await client.send(request(method, extra=b"content-length: 1\r\n", body=b"x"))
-    pool = region(proxy, "near").endpoints[0].pool
+    pool = proxy.upstream.pool_at[region(proxy, "near").endpoints[0]]
     await wait_for(lambda: any(attempt.waiting for attempt in pool.waiters))
     proxy.upstream.balancer.drain("near", monotonic(), None)
     waiting = next(attempt for attempt in pool.waiters if attempt.waiting)
@@ -142,23 +142,27 @@ async def test_a_pool_that_is_replaced_for_ever(start: Start, origin: Origin) ->
 
         asked = 0
 
+        def __init__(self, pool: Any) -> None:
+            self.pool = pool
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.pool, name)
+
         def acquire(self, attempt: Any) -> None:
-            self.asked += 1
+            Replaced.asked += 1
             attempt.on_no_connection(ProxyError(Kind.REPLACED, "the pool was replaced", unprocessed=True))
 
         def forget(self, attempt: Any) -> None:
             """Nobody waits."""
 
     proxy = await start(regions(origin.port, origin.port))
-    pools = [(target, target.pool) for target in proxy.upstream.balancer.endpoints]
-    replaced = Replaced()
-    for target, _ in pools:
-        target.pool = replaced
+    pools = proxy.upstream.pool_at.copy()
+    for target, pool in pools.items():
+        proxy.upstream.pool_at[target] = Replaced(pool)
     client = await proxy.connect()
     assert (await client.get()).status == 503
-    assert 1 < replaced.asked < 32
-    for target, pool in pools:
-        target.pool = pool
+    assert 1 < Replaced.asked < 32
+    proxy.upstream.pool_at.update(pools)
     assert (await client.get()).status == 200
 
 

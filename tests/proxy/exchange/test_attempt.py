@@ -52,9 +52,10 @@ class Script:
         owner.route = SimpleNamespace(early_data=True)
         owner.switching = False
         owner.turn = SimpleNamespace(now=5.0)
-        owner.upstream = SimpleNamespace(balancer=balancer)
+        target: Any = Fake("target", self.calls)
+        target.endpoint, target.region = "10.0.0.1:80", SimpleNamespace(name="r")
+        owner.upstream = SimpleNamespace(balancer=balancer, pool_at={target: pool})
         self.owner = owner
-        target: Any = SimpleNamespace(pool=pool, endpoint="10.0.0.1:80", region=SimpleNamespace(name="r"))
         self.attempt = Attempt(owner, target, 1, False, 1.0)
         self.connection: Any = Fake("connection", self.calls, open=self.stream)
 
