@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from time import monotonic
 
 import pytest
@@ -230,7 +231,9 @@ async def test_between_two_proxies(start, files, ca, protocol):
     """Through another onetrip, which takes 0-RTT: both roles, over either version."""
     plain = Origin()
     edge = await start(EDGE.format(port=plain.port, certificate=files.server.certificate, key=files.server.key))
-    edge.listener.via_name = b"edge"  # both are in this process, which has one name for itself
+    edge.listener.settings = replace(
+        edge.listener.settings, via_name=b"edge"
+    )  # both are in this process, which has one name for itself
     target = TlsOrigin(files)
     target.port = edge.ports["edge"]
     proxy = await start(config(target, ca, protocol=protocol))
