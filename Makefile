@@ -10,7 +10,7 @@ FORGET = suffix=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_confi
 
 install: $(VENV)/.base  ## the program, its hot path compiled where a C compiler is there
 
-.PHONY: install demo test lint types unit bench load clean help
+.PHONY: install demo test lint types unit day bench load clean help
 
 help:            ## list what can be made
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -48,6 +48,9 @@ types: $(VENV)/.test  ## mypy --strict
 
 unit: $(VENV)/.test  ## pytest
 	$(BIN)/pytest $(ARGS)
+
+day: $(VENV)/.test  ## every operation under load, with one worker and with two (a test run takes turns)
+	DAY=full $(BIN)/pytest tests/day $(ARGS)
 
 bench: $(VENV)/.test  ## CPU per request beside Envoy, HAProxy and nginx
 	$(BIN)/python -m loadtests.cpu $(ARGS)

@@ -191,6 +191,18 @@ def system_trust() -> Trust:
     return _system[1]
 
 
+class Watched:
+    """Something made from files. `is_current`: they are those that were loaded, as far as their stat says."""
+
+    _paths: tuple[str, ...] = ()
+    _stamp: tuple[object, ...] = ()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing is to be loaded."""
+        return fingerprint(self._paths) == self._stamp
+
+
 def fingerprint(paths: tuple[str, ...]) -> tuple[object, ...]:
     """What changes when one of the files does.
 

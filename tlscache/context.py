@@ -122,7 +122,7 @@ def _set_trust(context: Any, trust: Trust) -> None:
     lib.X509_VERIFY_PARAM_set_flags(lib.SSL_CTX_get0_param(context), lib.X509_V_FLAG_PARTIAL_CHAIN)
 
 
-class ClientContext:
+class ClientContext(certificates.Watched):
     """A client's settings with their files loaded. ContextError where one of them can't be used."""
 
     is_server: Final = False
@@ -135,13 +135,11 @@ class ClientContext:
         self.settings = settings
         self.warnings: tuple[str, ...] = ()
         self.certificate_asked = False  # by the peer of the handshake that is being driven
-        self._paths: tuple[str, ...] = ()
         self._callbacks = (ffi.callback("int(SSL *, void *)", self._on_certificate_request),)
         if settings.spiffe_id is not None:
             self._on_verify = ffi.callback("int(int, X509_STORE_CTX *)", self._verify_spiffe)
         else:
             self._on_verify = on_verify
-        self._stamp: tuple[object, ...] = ()
         self._load()
 
     def __repr__(self) -> str:
@@ -200,11 +198,6 @@ class ClientContext:
             settings.groups,
         )
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the files are those that were loaded, as far as their stat says."""
-        return certificates.fingerprint(self._paths) == self._stamp
-
     def reload_if_changed(self) -> str | None:
         """Load the files again where one changed. None: nothing to report; otherwise why the old ones stay in use."""
         if self.is_current:
@@ -260,7 +253,7 @@ class ClientContext:
         return ok
 
 
-class ServerContext:
+class ServerContext(certificates.Watched):
     """A server's settings with their files loaded. ContextError where one of them can't be used.
 
     With `ticket_keys` those of `name` (of the listener, say) are used, without them this context's own. With
@@ -295,7 +288,6 @@ class ServerContext:
         self._alpn_choices: dict[bytes, int] = {}
         self._purpose = b""
         self.base: Base
-        self._stamp: tuple[object, ...] = ()
         self._load()
 
     def __repr__(self) -> str:
@@ -360,11 +352,6 @@ class ServerContext:
                 certificate = x509_from_der(der)
                 lib.sk_X509_NAME_push(names, lib.X509_NAME_dup(lib.X509_get_subject_name(certificate)))
             lib.SSL_CTX_set_client_CA_list(context, names)  # takes the list over
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the files are those that were loaded, as far as their stat says."""
-        return certificates.fingerprint(self._paths) == self._stamp
 
     def reload_if_changed(self) -> str | None:
         """Load the files again where one changed. None: nothing to report; otherwise why the old ones stay in use.

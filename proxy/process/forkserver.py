@@ -92,8 +92,10 @@ class ForkServer:
             self._reason = reason
 
 
-def start(path: str, sockets: tuple[socket.socket, ...] = ()) -> ForkServer:
-    """Start it. Successors run `proxy.process.start.serve(path, …)` and exit. `sockets` are the program's alone."""
+def start(path: str, begin: str, sockets: tuple[socket.socket, ...] = ()) -> ForkServer:
+    """Start it. `begin` names the module that successors run: its `serve(path, …)`, then its `leave`. `sockets` are the
+    program's alone.
+    """
     inherited: set[int] = set()  # systemd's sockets, or those of a predecessor
     with suppress(FileNotFoundError):  # without /proc nobody knows them
         inherited = open_files()
@@ -122,8 +124,8 @@ def start(path: str, sockets: tuple[socket.socket, ...] = ()) -> ForkServer:
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # and not run as a second program
-    begin = importlib.import_module("proxy.process.start")
-    sys.exit(begin.leave(begin.serve(path, ForkServer(keys, channel))))
+    program = importlib.import_module(begin)
+    sys.exit(program.leave(program.serve(path, ForkServer(keys, channel))))
 
 
 def _fork_off() -> bool:

@@ -29,7 +29,7 @@ from tlscache.certificates import ContextError
 from . import inheritance as listening
 from .drains import OperatorDrains
 from .forkserver import ForkServer
-from .start import STARTING
+from .signals import STARTING
 from .successor import end_successor, start_successor
 
 if TYPE_CHECKING:

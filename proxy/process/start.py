@@ -29,6 +29,7 @@ from proxy.config import source
 from proxy.config.faults import ConfigError
 
 from . import inheritance
+from .signals import STARTING
 
 if TYPE_CHECKING:
     import socket
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from .forkserver import ForkServer
 
 EXIT_FAILED: Final = 1
-STARTING: Final = (signal.SIGHUP, signal.SIGUSR2)
-"""What may be sent to a program that is not up yet, and must not end it."""
 STANDARD: Final = frozenset((0, 1, 2))
 NOT_IMPORTED: Final = ("rich",)
 """Optional parts of others' packages that take a tenth of a second, and that a proxy has no use for."""
@@ -62,7 +61,7 @@ def start(path: str) -> int:
     bound = bind_early(read)
     from . import forkserver  # noqa: PLC0415 - its ticket keys are OpenSSL's; see `test_imports`
 
-    return serve(path, forkserver.start(path, tuple(bound.values())), read, bound)
+    return serve(path, forkserver.start(path, __name__, tuple(bound.values())), read, bound)
 
 
 def serve(

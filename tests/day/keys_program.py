@@ -89,7 +89,7 @@ async def _logs_nothing(town: Town) -> bool:
 async def _knows_name(town: Town) -> bool:
     """Whether the admin address is asked by that name."""
     port = int(town.program.admin.rpartition(":")[2])
-    return (await fetch(port, "/livez", fields={"host": "admin.test"})).status == 200
+    return (await fetch(port, "/status", fields={"host": "admin.test"})).status == 200
 
 
 async def _names_itself(town: Town) -> bool:

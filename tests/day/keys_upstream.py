@@ -113,6 +113,7 @@ async def _cuts(town: Town, upstream: str, count: int) -> None:
 
 
 async def _drained_at_once(town: Town) -> bool:
+    town.named("after-2").cuts = False
     await _let_back(town, "after")
     await _cuts(town, "after", 4)
     return await _state(town, "after") == "drained"
@@ -183,8 +184,8 @@ UPSTREAM = [
     Row("upstreams.*.regions.*.weight", 50, share("near", 45), first=(WEIGHTED,)),
     Row("upstreams.*.regions.*.standby", True, from_origin("mid")),
     Row("upstreams.*.regions.*.max_in_flight", 1, spilled),
-    Row("upstreams.*.routing.policy", "weighted", share("mid", 8)),
-    Row("upstreams.*.routing.spread", "100%", share("mid", 6), stage="latency"),
+    Row("upstreams.*.routing.policy", "weighted", share("far", 8)),
+    Row("upstreams.*.routing.spread", "100%", share("mid", 12), first=UNHEDGED, stage="latency"),
     Row("upstreams.*.hedge.budget", "0%", tried(1, path="/slow/0.3")),
     Row("upstreams.*.hedge.min_delay", "900ms", tried(1, path="/slow/0.3")),
     Row("upstreams.*.hedge.max_delay", "20ms", _hedged_soon("web"), stage="latency"),

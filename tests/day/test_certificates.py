@@ -15,8 +15,6 @@ from .program import AdminFault, until
 from .town import Config, Town
 from .traffic import Traffic
 
-pytestmark = pytest.mark.parametrize("workers", [1, 2])
-
 
 def _publish(directory: Path, pair: Issued, number: int) -> None:
     """As the kubelet writes a secret: files in a new directory, to which a link is renamed over the old one."""

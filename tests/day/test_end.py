@@ -6,13 +6,9 @@ import asyncio
 import signal
 from pathlib import Path
 
-import pytest
-
 from .keys import ask
 from .program import until
 from .town import Town, set_at
-
-pytestmark = pytest.mark.parametrize("workers", [1, 2])
 
 
 async def test_a_reload_changes_settle(tmp_path: Path, workers: int) -> None:

@@ -29,7 +29,7 @@ from .stages import STAGES
 from .town import Town, set_at
 
 ROWS = [*UPSTREAM, *ROUTES, *LISTENERS, *PROGRAM, *TLS, *L4]
-EFFECT_S = 6.0
+EFFECT_S = 15.0
 
 
 class Stages:

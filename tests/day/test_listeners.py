@@ -15,8 +15,6 @@ from .program import until
 from .streams import Bytes, Chat, Socket
 from .town import Config, Town, region, set_at
 
-pytestmark = pytest.mark.parametrize("workers", [1, 2])
-
 
 def _all_kinds(echo: EchoOrigin) -> object:
     def edit(config: Config) -> None:

@@ -11,8 +11,6 @@ from .keys import ask, mark
 from .program import until
 from .town import Town, set_at
 
-pytestmark = pytest.mark.parametrize("workers", [1, 2])
-
 
 async def _logged(town: Town, path: Path) -> None:
     name = mark()

@@ -215,6 +215,19 @@ class Town:
         """Where the origins are."""
         return {origin.port for origin in self.origins}
 
+    async def leads(self, name: str, count: int = 60) -> bool:
+        """Whether that origin answers most of the next requests. A first region that is late for a moment, as on a busy
+        machine, hands some on to the next one. AssertionError where an origin answers that the config does not name.
+        """
+        served = await self.traffic.sample(count)
+        regions = [
+            one for upstream in self.program.config["upstreams"].values() for one in upstream["regions"].values()
+        ]
+        ports = {endpoint.rpartition(":")[2] for one in regions for endpoint in one["endpoints"]}
+        gone = [one.name for one in self.origins if served[one.name] and str(one.port) not in ports]
+        assert not gone, f"origins answer that the config does not name: {gone}"
+        return served[name] * 2 > count
+
     # -- checks ------------------------------------------------------------------------------------
 
     async def settle(self) -> None:

@@ -65,6 +65,9 @@ class Traffic:
         self._open: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._running = asyncio.Event()
+        self._number = 0  # of the last request that began
+        self._sampled: Counter[str] = Counter()
+        self._sample_from = 0
 
     def _context(self, alpn: str) -> ssl.SSLContext | None:
         if not self.authority:
@@ -111,11 +114,12 @@ class Traffic:
                 await asyncio.sleep(0.01)
 
     async def sample(self, count: int = 60) -> Counter[str]:
-        """Which origins answer the next `count` requests."""
-        await self.more(int(self.rate / 10))  # those under way
-        before = self.origins.copy()
-        await self.more(count)
-        return self.origins - before
+        """Which origins answer the next `count` requests, of those that begin from now on."""
+        self._sampled, self._sample_from = Counter(), self._number + 1
+        async with asyncio.timeout(PATIENCE_S + count / self.rate):
+            while self._sampled.total() < count:
+                await asyncio.sleep(0.01)
+        return self._sampled
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -125,7 +129,8 @@ class Traffic:
             if not self._running.is_set():
                 await self._running.wait()
                 due = monotonic()
-            task = asyncio.ensure_future(self._request(next(_marks)))
+            self._number = next(_marks)
+            task = asyncio.ensure_future(self._request(self._number))
             self._open.add(task)
             task.add_done_callback(self._open.discard)
             due += 1 / self.rate
@@ -153,7 +158,10 @@ class Traffic:
             text = repr(error)
         if not text:
             self.answered += 1
-            self.origins[answer.headers.get("x-origin", "")] += 1
+            name = answer.headers.get("x-origin", "")
+            self.origins[name] += 1
+            if number >= self._sample_from:
+                self._sampled[name] += 1
             return
         failure = Failure(monotonic() - self._began, kind, method, mark, text)
         (self.excused if self.excuse is not None and self.excuse(failure) else self.failures).append(failure)

@@ -231,9 +231,8 @@ async def test_between_two_proxies(start, files, ca, protocol):
     """Through another onetrip, which takes 0-RTT: both roles, over either version."""
     plain = Origin()
     edge = await start(EDGE.format(port=plain.port, certificate=files.server.certificate, key=files.server.key))
-    edge.listener.settings = replace(
-        edge.listener.settings, via_name=b"edge"
-    )  # both are in this process, which has one name for itself
+    # Both are in this process, which has one name for itself.
+    edge.listener.adopt(replace(edge.listener.settings, via_name=b"edge"))
     target = TlsOrigin(files)
     target.port = edge.ports["edge"]
     proxy = await start(config(target, ca, protocol=protocol))

@@ -220,9 +220,11 @@ def test_a_program_that_a_fork_can_not_begin_is_begun_from_scratch(origin: HttpO
     try:
         file = root / "proxy" / "process" / "start.py"
         now = file.read_text().replace("    fork_server: ForkServer,", "    *,\n    fork_server: ForkServer,")
-        call = "serve(path, forkserver.start(path, tuple(bound.values())), read, bound)"
+        call = "serve(path, forkserver.start(path, __name__, tuple(bound.values())), read, bound)"
         assert call in now
-        file.write_text(now.replace(call, "serve(path, fork_server=forkserver.start(path), read=read, bound=bound)"))
+        file.write_text(
+            now.replace(call, "serve(path, fork_server=forkserver.start(path, __name__), read=read, bound=bound)")
+        )
         os.kill(edge.pid, signal.SIGUSR2)
         failed = edge.event("hand_over", 1)["successor"]
         edge.pid = edge.event("hand_over", 2)["successor"]
@@ -299,7 +301,7 @@ def test_one_that_does_not_answer_forks_nothing_later() -> None:
         "import os, signal, sys\n"
         "from proxy.process import forkserver\n"
         "forkserver.ANSWER_S = 0.1\n"
-        "server = forkserver.start('no such config')\n"
+        "server = forkserver.start('no such config', 'nothing')\n"
         "peer = int(sys.stdin.readline())\n"
         "os.kill(peer, signal.SIGSTOP)\n"
         "try:\n"

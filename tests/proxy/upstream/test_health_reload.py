@@ -61,12 +61,12 @@ class Stage:
         self.told = Told()
         self.due: list[Coroutine[Any, Any, None]] = []
         upstream: Any = SimpleNamespace(
-            section=SimpleNamespace(health=SECTION),
-            balancer=self.told,
-            background=SimpleNamespace(start=lambda work, name: self.due.append(work)),
+            context=SimpleNamespace(
+                balancer=self.told, background=SimpleNamespace(start=lambda work, name: self.due.append(work))
+            ),
             every_pool=lambda: [],
         )
-        self.health = Health(upstream)
+        self.health = Health(upstream, SECTION)
 
     def come_due(self) -> Coroutine[Any, Any, None]:
         """The next check, not yet begun."""
