@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Final, NoReturn
 
 import pytest
@@ -156,3 +157,9 @@ def summary(reasons: Iterable[str]) -> str:
         return ""
     told = ", ".join(f"{name} {count} ({NEEDS[name].how})" for name, count in counts.most_common())
     return f"{tests} tests were skipped for what this machine lacks: {told}. On Debian .ci/run installs all of it."
+
+
+def interpreted(module: ModuleType) -> None:
+    """For scripts over stand-ins: compiled code takes none but its own classes. (CI runs these tests interpreted, too.)"""
+    if not str(module.__file__).endswith(".py"):
+        does_not_apply(f"{module.__name__} is compiled: ONETRIP_PURE=1 runs this")

@@ -8,11 +8,20 @@ from typing import Any
 import pytest
 
 from proxy.errors import Kind, ProxyError
+from proxy.exchange import attempt as attempts
 from proxy.exchange import zero_rtt
 from proxy.exchange.attempt import MOVES_MAX, Attempt, State
 from proxy.exchange.body import Body
 from proxy.http.message import RequestHead, ResponseHead
 from routing.balancer import Outcome
+
+from ...programs import interpreted
+
+
+@pytest.fixture(autouse=True)
+def interpreted_only() -> None:
+    interpreted(attempts)
+
 
 GONE = ProxyError(Kind.TERMINATED, "gone")
 

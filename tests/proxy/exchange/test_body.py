@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from proxy.exchange import body as bodies
 from proxy.exchange.body import REPLAY_BYTES, Body
+
+from ...programs import interpreted
+
+
+@pytest.fixture(autouse=True)
+def interpreted_only() -> None:
+    interpreted(bodies)
 
 
 class Stream:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +15,8 @@ from proxy.errors import Kind, ProxyError
 from proxy.exchange.reply import error_reply, final_answer, proxy_status, reason_phrase
 from proxy.http.message import RequestHead, ResponseHead
 from proxy.observe.record import RequestRecord, TryRecord
+from routing.balancer import Balancer
+from routing.model import Endpoint, Region, Upstream
 
 ERROR_TYPES = frozenset(  # RFC 9209 section 2.3
     [
@@ -68,8 +70,9 @@ def reply(found: RequestRecord, error: ProxyError, retry_after: float = 0.0) -> 
 
 
 def attempt(region: str, endpoint: str, error: ProxyError | None) -> TryRecord:
-    target: Any = SimpleNamespace(region=SimpleNamespace(name=region), endpoint=endpoint)
-    found = TryRecord(target, 0.0)
+    host, _, port = endpoint.rpartition(":")
+    model = Upstream("api", (Region(region, (Endpoint(host, int(port)),)),))
+    found = TryRecord(Balancer(model, random.Random(1), 0.0).endpoints[0], 0.0)
     found.error = error
     return found
 

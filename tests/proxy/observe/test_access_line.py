@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+import random
 from typing import Any
 
 import msgspec
@@ -23,6 +23,8 @@ from proxy.observe import access_line as module
 from proxy.observe.access_line import access_line, access_record
 from proxy.observe.access_log import AccessLog, AccessRecord
 from proxy.observe.record import RequestRecord, TryRecord
+from routing.balancer import Balancer
+from routing.model import Endpoint, Region, Upstream
 
 KEYS = list(AccessRecord.__struct_fields__)
 HOPS = [Hop(b"203.0.113.9", b"http", b"onetrip", trusted) for trusted in (False, True)]
@@ -35,7 +37,8 @@ LISTENER, TIMESTAMP = 'we"b', AccessLog("").timestamp(1.5)
 
 def finished(head: RequestHead, hop: Hop, *, ids: tuple[bytes, bytes], path: bytes | None = None) -> RequestRecord:
     """The record of a finished request."""
-    target: Any = SimpleNamespace(region=SimpleNamespace(name='r "1"'), endpoint="10.0.0.1:80")
+    model = Upstream("app", (Region('r "1"', (Endpoint("10.0.0.1", 80),)),))
+    target = Balancer(model, random.Random(1), 0.0).endpoints[0]
     start = msgspec.json.encode({"listener": LISTENER, "client": hop.peer.decode("latin-1")})[1:-1]
     record = RequestRecord(hop.peer.decode("latin-1"), start, 1.0)
     record.head = head
