@@ -69,12 +69,15 @@ class ServerConnection(Opening):
         """The prelude is over; `data` came with it."""
         self.codec = codec
         self.state = _OPEN
-        if self.listener.draining:
+        draining = self.listener.draining
+        if draining and not codec.multiplexed:
             codec.drain()
         if data:
             self._receive(data)
         else:
             self.touch()  # session tickets: a client that keeps connections warm needs them now
+        if draining and codec.multiplexed and self.state is _OPEN:
+            self.drain()  # not before its preface: that could only be told that nothing is served any more
 
     # -- bytes -------------------------------------------------------------------------------------
 
@@ -132,7 +135,7 @@ class ServerConnection(Opening):
         codec = self.codec
         if not self.streams and not self.head_since:
             self.head_since = -1.0  # a head begins; the time is taken only if it stays unfinished
-        if self.draining:
+        if self.draining and not codec.multiplexed:  # HTTP/2 goes by the answer to its PING
             self.draining = False
             self.deliver(codec.receive(data))
             codec.drain()

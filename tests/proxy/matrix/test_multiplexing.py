@@ -445,6 +445,33 @@ async def test_a_client_that_ignores_goaway_is_refused(start: Start) -> None:
     await proxy.quiet()
 
 
+@pytest.mark.parametrize("spoke", [False, True], ids=["said nothing yet", "is idle"])
+async def test_a_request_that_crosses_a_goaway_is_served(start: Start, spoke: bool) -> None:
+    """A listener is drained; what the client sends before it has answered the first GOAWAY's PING was sent in time."""
+    origin, proxy = await start("h1")
+    origin.handler = answer_path
+    encoder = Encoder()
+    hello = wire.PREFACE + wire.settings([])
+    fields = [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", b"a.test"), (b":path", b"/first")]
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    await wait_for(lambda: proxy.listener.connections)
+    if spoke:
+        writer.write(hello)
+        await reader.readexactly(9)  # its SETTINGS: it is open
+    proxy.listener.drain()
+    update = wire.frame(wire.WINDOW_UPDATE, 0, 0, b"\0\0\1\0")
+    if spoke:
+        writer.write(update)
+        await asyncio.sleep(0)
+    writer.write((b"" if spoke else hello) + update + wire.head_frames(1, encoder.encode(fields), True))
+    text = b""
+    async with asyncio.timeout(5):
+        while b"/first" not in text:
+            text += await reader.readexactly(1)
+    writer.close()
+    await proxy.quiet()
+
+
 async def test_closing_the_pool_says_goodbye(start: Start) -> None:
     origin, proxy = await start("h2", warm=2)
     await wait_for(lambda: len(origin.peers) == 2)
