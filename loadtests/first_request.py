@@ -146,7 +146,7 @@ async def first_request_ms(lab: Lab) -> tuple[float, str]:
 async def connections(lab: Lab) -> int:
     """How many the proxy has, or dials."""
     reader, writer = await to(lab, ADMIN)
-    writer.write(b"GET /status HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")
+    writer.write(b"GET /status HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
     _, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     pool = json.loads(body)["upstreams"]["origin"]["regions"][0]["endpoints"][0]["pool"]

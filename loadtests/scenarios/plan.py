@@ -38,7 +38,7 @@ class Scenario:
         """How many users there should be; None once it is over."""
         if seconds >= length_s:
             return None
-        return max(1, round(peak * self.users(seconds / length_s)))
+        return max(1, round(peak * self.users(seconds / length_s))) if peak else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def test_at_any_rate(rate: float, policy: Policy) -> None:
     assert found["drains"] == []
     assert found["failed"] == found["failed_after_loss"] == 0
     if policy is Policy.LATENCY:
-        assert found["last_10_s"]["slow"] == 0, "the nearest one, all told"
+        assert found["last_10_s"]["slow"] <= 0.05 * sum(found["last_10_s"].values()), "the nearest one, but for spills"
 
 
 def test_one_that_becomes_slower_for_good_gets_its_weight_back() -> None:
