@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from proxy.downstream import base
 from proxy.downstream.base import BaseListener, ListenerSettings
 from proxy.http.h1 import H1Limits
 from proxy.observe.metrics import ListenerCounters, Snapshot
+
+from ...programs import interpreted
 
 
 class Connection:
@@ -35,6 +38,7 @@ class Connection:
 
 @pytest.fixture
 def listener() -> Any:
+    interpreted(base)
     nothing: Any = None
     settings = ListenerSettings(H1Limits(), protocol="tcp")
     return BaseListener("edge", settings, turn=nothing, timers=nothing, log=nothing, counters=ListenerCounters())

