@@ -144,12 +144,20 @@ def test_a_checksum_is_verified():
 
 
 PORTS = st.integers(0, 65535)
+
+
+def addresses(version):
+    """Of one version; IPv4 in IPv6's clothes is read as IPv4, and is no round trip."""
+    found = st.ip_addresses(v=version)
+    return found.filter(lambda one: getattr(one, "ipv4_mapped", None) is None).map(str)
+
+
 HEADERS = st.one_of(
     *(
         st.builds(
             ProxyHeader,
-            st.tuples(st.ip_addresses(v=version).map(str), PORTS),
-            st.tuples(st.ip_addresses(v=version).map(str), PORTS),
+            st.tuples(addresses(version), PORTS),
+            st.tuples(addresses(version), PORTS),
         )
         for version in (4, 6)
     )
