@@ -121,3 +121,13 @@ def test_a_share_too_small_to_matter_goes_to_the_nearest() -> None:
     assert sum(share for _, share in kept) == pytest.approx(1.0)
     many = [(number, 0.001) for number in range(1000)]
     assert len(without_slivers(many)) == len(many), "small beside the largest, not in itself"
+
+
+def test_a_wider_spread_shares_with_regions_that_are_farther() -> None:
+    """40 and 60 ms: at 5 % the farther one gets next to nothing, at 100 % more than a third."""
+    shares = {}
+    for spread in (0.05, 1.0):
+        near, far = closeness([0.04, 0.06], spread)
+        shares[spread] = far / (near + far)
+    assert shares[0.05] < 0.001
+    assert 0.35 < shares[1.0] < 0.5
